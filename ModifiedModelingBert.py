@@ -1,0 +1,315 @@
+"""Transformers' BERT with pruners between its layers: the patched modeling_bert that the scripts share.
+
+It is imported from here; no file of the installed library is overwritten.
+
+    model = PrunedBertForSequenceClassification.from_pretrained(
+        "bert", num_labels=2, pruning_schedule=[0, 0, 0.5, 0, 0.5, 0], pruning_methods="head")
+
+Modifications of transformers 5.23, class by class:
+
+    PrunedBertConfig                     three more fields, saved in config.json
+    PrunedBertEncoder.forward            the loop over the layers: before a layer with a pruner, tokens are
+                                         scored, chosen and gathered, and the attention mask is made anew
+    PrunedBertModel.forward              hands the encoder the token ids and the 2-D mask, which the stock
+                                         model keeps from it
+    PrunedBertForSequenceClassification  takes teacher_scores; also returns what was kept, and the students'
+                                         loss for the training loop to add
+
+Parameter names are the stock ones; the pruners' are `bert.encoder.pruners.<layer>.*` beside them.
+Without a pruner (a schedule of zeros) every tensor takes the stock path, layer by layer.
+
+Shapes: B examples, T positions, H units, L layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.bert.modeling_bert import BertEncoder
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from pruning import pruners, selection
+from pruning.metrics import task_loss
+from pruning.pruners import BERT_TEACHERS, FrequencyPruner, Tokens
+
+
+@strict
+class PrunedBertConfig(BertConfig):
+    """A BertConfig that also says what is removed where.
+
+    Attributes:
+        pruning_schedule: one rate in [0, 1] for each layer; None prunes nothing.
+        pruning_methods: the pruner of every layer, or a list with one for each.
+        pruning_seed: seeds the `random` pruner.
+    """
+
+    pruning_schedule: list[float | int] | None = None
+    pruning_methods: str | list[str] = "head"
+    pruning_seed: int = 0
+
+
+def check_schedule(schedule: Sequence[float], layers: int) -> None:
+    """Raises ValueError unless `schedule` holds one rate in [0, 1] for each of `layers` layers."""
+    if len(schedule) != layers:
+        raise ValueError(
+            f"pruning_schedule has {len(schedule)} rates, but this BERT has {layers} layers: "
+            "it needs one rate for each layer (0: no pruner there)"
+        )
+    for layer, rate in enumerate(schedule):
+        try:
+            selection.check_rate(rate)
+        except ValueError as error:
+            raise ValueError(f"pruning_schedule, layer {layer}: {error}") from None
+
+
+def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
+    """One method for each layer. Raises ValueError for a wrong length or an unknown name."""
+    by_layer = [methods] * layers if isinstance(methods, str) else list(methods)
+    if len(by_layer) != layers:
+        raise ValueError(
+            f"a list of pruning methods needs one for each of the {layers} layers, not {len(by_layer)}"
+        )
+    known = pruners.methods_of(BERT_TEACHERS)
+    for method in by_layer:
+        if method not in known:
+            raise ValueError(
+                f"unknown pruning method {method!r}; BERT knows: {', '.join(known)}"
+            )
+    return by_layer
+
+
+@dataclass
+class PrunedBertOutput(ModelOutput):
+    """What PrunedBertModel returns.
+
+    Attributes:
+        last_hidden_state: (B, T', H) of the tokens that the last layer saw.
+        pooler_output: (B, H), or None without a pooling layer.
+        kept: for each of the L layers (B, Tₗ) int64, the places in the sentence (padding not counted)
+            of the tokens that it processed; -1 where an example has fewer.
+        pruning_loss: scalar, the mean ranking loss of the students; None unless they are training.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    kept: tuple[Tensor, ...] | None = None
+    pruning_loss: Tensor | None = None
+
+
+@dataclass
+class PrunedSequenceClassifierOutput(ModelOutput):
+    """The stock SequenceClassifierOutput, and `kept` and `pruning_loss` of PrunedBertOutput."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    kept: tuple[Tensor, ...] | None = None
+    pruning_loss: Tensor | None = None
+
+
+class PrunedBertEncoder(BertEncoder):
+    """BertEncoder with pruners. `rate_share` (1 = as scheduled) scales the rates while training."""
+
+    def __init__(self, config: PrunedBertConfig):
+        super().__init__(config)
+        layers = config.num_hidden_layers
+        schedule = config.pruning_schedule or [0] * layers
+        check_schedule(schedule, layers)
+        methods = methods_by_layer(config.pruning_methods, layers)
+        self.schedule = [float(rate) for rate in schedule]
+        self.pruners = nn.ModuleDict(
+            {
+                str(layer): pruners.build_pruner(
+                    methods[layer],
+                    layer=layer,
+                    hidden_size=config.hidden_size,
+                    vocab_size=config.vocab_size,
+                    seed=config.pruning_seed,
+                )
+                for layer in range(layers)
+                if schedule[layer] > 0
+            }
+        )
+        self.rate_share = 1.0
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        teacher_scores: dict[int, Tensor] | None = None,
+        **kwargs,
+    ) -> PrunedBertOutput:
+        """
+        Args:
+            hidden_states: (B, T, H) embeddings.
+            attention_mask: (B, T), 1 at real tokens, or None where all are real.
+            input_ids: (B, T), for the pruners that look at them.
+            teacher_scores: layer → (B, T), the scores of that layer's teacher over the whole
+                sentences; see `teachers.bert_scores`.
+
+        Raises:
+            ValueError: with pruners, for an attention mask that is not 2-D.
+        """
+        layer_mask = self._mask_for_attention(hidden_states, attention_mask)
+        if not self.pruners:
+            dense = super().forward(hidden_states, layer_mask, **kwargs)
+            return PrunedBertOutput(last_hidden_state=dense.last_hidden_state)
+        if attention_mask is None:
+            attention_mask = torch.ones(hidden_states.shape[:2], device=hidden_states.device)
+        if attention_mask.dim() != 2:
+            raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
+        tokens = Tokens.start(hidden_states, attention_mask.bool(), input_ids)
+        kept, losses = [], []
+        for i, layer in enumerate(self.layer):
+            if str(i) in self.pruners:
+                tokens, loss = self._prune(i, tokens, teacher_scores or {})
+                losses += [] if loss is None else [loss]
+                layer_mask = self._mask_for_attention(tokens.states, tokens.mask)
+            kept.append(tokens.places.masked_fill(~tokens.mask, -1))
+            tokens.states = layer(tokens.states, layer_mask, **kwargs)
+        return PrunedBertOutput(
+            last_hidden_state=tokens.states,
+            kept=tuple(kept),
+            pruning_loss=torch.stack(losses).mean() if losses else None,
+        )
+
+    def _prune(
+        self, layer: int, tokens: Tokens, teacher_scores: dict[int, Tensor]
+    ) -> tuple[Tokens, Tensor | None]:
+        """Score, choose, gather. Returns what is left and the student's loss, if one is training."""
+        scores, loss = pruners.score_tokens(
+            self.pruners[str(layer)], tokens, teacher_scores.get(layer), keep_first=True
+        )
+        share = self.rate_share if self.training else 1.0
+        return tokens.keep(scores, self.schedule[layer] * share, keep_first=True), loss
+
+    def _mask_for_attention(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask in the form that the attention implementation wants: None, boolean or float."""
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=states, attention_mask=mask
+        )
+
+
+class _PrunedBert:
+    """What the two model classes change about loading: configuration and fresh pruners."""
+
+    config: PrunedBertConfig
+    config_class = PrunedBertConfig
+    _keys_to_ignore_on_load_unexpected = (r"position_ids",)  # checkpoints of transformers before 4.31
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]
+        if isinstance(module, FrequencyPruner):
+            init.zeros_(module.counts)
+
+
+class PrunedBertModel(_PrunedBert, BertModel):
+    """BertModel whose encoder removes tokens on the way. Raises ValueError for a decoder."""
+
+    def __init__(self, config: PrunedBertConfig, add_pooling_layer: bool = True):
+        if config.is_decoder or config.add_cross_attention:
+            raise ValueError("tokens are pruned in encoders only, and this BERT is a decoder")
+        super().__init__(config, add_pooling_layer)
+        self.encoder = PrunedBertEncoder(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        teacher_scores: dict[int, Tensor] | None = None,
+        **kwargs,
+    ) -> PrunedBertOutput:
+        """As BertModel.forward; `teacher_scores` as in PrunedBertEncoder.forward."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        embedded = self.embeddings(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        output = self.encoder(
+            embedded,
+            attention_mask=attention_mask,
+            input_ids=input_ids,
+            teacher_scores=teacher_scores,
+            **kwargs,
+        )
+        if self.pooler is not None:
+            output["pooler_output"] = self.pooler(output.last_hidden_state)
+        return output
+
+
+class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassification):
+    """BertForSequenceClassification on a PrunedBertModel.
+
+    `from_pretrained` takes any BERT folder of Hugging Face's form; `save_pretrained` keeps schedule,
+    methods and trained pruners.
+    """
+
+    def __init__(self, config: PrunedBertConfig):
+        super().__init__(config)
+        self.bert = PrunedBertModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        teacher_scores: dict[int, Tensor] | None = None,
+        **kwargs,
+    ) -> PrunedSequenceClassifierOutput:
+        """As BertForSequenceClassification.forward; `teacher_scores` as in PrunedBertEncoder.forward.
+
+        One label is a regression (mean squared error), more are classes (cross-entropy).
+        """
+        output = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            teacher_scores=teacher_scores,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(output.pooler_output))
+        return PrunedSequenceClassifierOutput(
+            loss=None if labels is None else task_loss(logits, labels),
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            kept=output.kept,
+            pruning_loss=output.pruning_loss,
+        )
+
+    def set_rate_share(self, share: float) -> None:
+        """In training, layers prune at `share` (0 to 1) of their scheduled rate. Evaluation: always 1."""
+        self.bert.encoder.rate_share = share
+
+    def set_frequencies(self, counts: Tensor) -> None:
+        """Tells the `frequency` pruners how often each word (V,) stands in the training text."""
+        for pruner in self.bert.encoder.pruners.values():
+            if isinstance(pruner, FrequencyPruner):
+                pruner.counts.copy_(counts)

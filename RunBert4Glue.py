@@ -1,0 +1,279 @@
+"""Fine-tunes BERT on GLUE with sequence pruning, evaluates it, and writes records/BERT/.
+
+    cache/bert/<task>.pt, bert/  →  records/BERT/
+
+Run it without parameters, after PrepareGlue4Bert.py and, for a TensorFlow BERT, ConvertBert4Torch.py.
+Change what is between the two rulers below, and run it again: finished runs are skipped, what a setting
+changes is run anew, older records stay. With several GPUs: accelerate launch RunBert4Glue.py
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import BertForSequenceClassification
+
+from ModifiedModelingBert import (
+    PrunedBertConfig,
+    PrunedBertForSequenceClassification,
+    check_schedule,
+    methods_by_layer,
+)
+from pruning import batches, bert_folder, caches, pruners, records, runs, tasks, teachers, timing, training
+from pruning.batches import Examples, bert_batch, to_device
+from pruning.errors import UserError
+from pruning.pruners import StudentPruner
+from pruning.runs import Method, Plan, State, TaskData
+from pruning.teachers import Batch, Place
+from pruning.training import Schedule
+
+# ----------------------------------------------------------------------------------------------
+# Settings
+
+# One pruning rate for each layer of the BERT in bert/, in [0, 1]: the share of the tokens still alive
+# that is thrown away before that layer. 0 builds no pruner there. This one is for 12 layers.
+pruning_schedule = [0, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0, 0]
+
+# What to compare. An entry may also be a list with one method for each layer.
+pruning_methods = [
+    "random",
+    "head",
+    "tail",
+    "frequency",
+    "ideal emission rate student",
+    "ideal gradients student",
+    "ideal emission rate",  # teachers: upper bounds
+    "ideal gradients",
+]
+task_names = ["cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli"]
+seeds = [0]  # everything is run once for each
+training_rows = None  # rows drawn from the training set; None: all of them
+dense_epochs = 3
+pruned_epochs = 1  # of every pruned model, which starts as the dense one
+batch_size = 32
+learning_rate = 5e-5
+ramp_share = 0.5  # of a pruned model's training, in which its rates rise from 0 to the schedule
+evaluation_batch_size = 64
+timing_examples = 128  # of the dev set, at even distances
+timing_passes = 3
+shown_examples = 20  # sentences on the page beside each record
+# ----------------------------------------------------------------------------------------------
+
+PADDED = 128  # the length that the first code, and most papers, pad every input to
+
+
+class BertFamily(runs.Family):
+    """BERT on GLUE."""
+
+    name = "BERT"
+    cache_folder = "bert"
+    make_batch = staticmethod(bert_batch)
+
+    def __init__(self) -> None:
+        self.config_file = bert_folder.config_path()
+        weights = bert_folder.weights_path()
+        self.config = PrunedBertConfig.from_json_file(self.config_file)
+        self.layers = self.config.num_hidden_layers
+        self.weights = read_weights(weights)
+        self.weights_from = str(weights)
+        self.affects = {"weights": caches.fingerprint(weights), "config": caches.fingerprint(self.config_file)}
+
+    def build(self, data: TaskData, method: Method | None, seed: int, start: State | None) -> nn.Module:
+        config = PrunedBertConfig.from_json_file(self.config_file)
+        config.num_labels = data.task.outputs
+        if method is not None:
+            config.pruning_schedule = pruning_schedule
+            config.pruning_methods = method
+            config.pruning_seed = seed
+        model, info = PrunedBertForSequenceClassification.from_pretrained(
+            None, config=config, state_dict=start or self.weights, output_loading_info=True
+        )
+        missing = [name for name in info["missing_keys"] if "classifier" not in name and "pruners" not in name]
+        if missing:
+            raise UserError(f"{self.weights_from} does not fit {self.config_file}: no {missing[0]}")
+        model.set_frequencies(data.counts)
+        return model
+
+    def teachers_of(self, method: Method, data: TaskData) -> dict[Place, str]:
+        by_layer = methods_by_layer(method, self.layers)
+        named = {
+            layer: pruners.teacher_of(by_layer[layer])
+            for layer, rate in enumerate(pruning_schedule)
+            if rate > 0
+        }
+        return {layer: teacher for layer, teacher in named.items() if teacher}
+
+    def score(self, dense: nn.Module, batch: Batch, wanted: dict[Place, str]) -> dict[Place, Tensor]:
+        return teachers.bert_scores(dense, batch, wanted)  # type: ignore[arg-type]
+
+    def pruning(self) -> list[float]:
+        return pruning_schedule
+
+    def method_name(self, method: Method) -> str:
+        if isinstance(method, str):
+            return method
+        return " + ".join(m for m, rate in zip(method, pruning_schedule, strict=True) if rate > 0)
+
+    def stages(self, data: TaskData) -> list[str]:
+        return [f"layer {layer}" for layer, rate in enumerate(pruning_schedule) if rate > 0]
+
+    def sentences(
+        self, data: TaskData, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
+    ) -> list[dict[str, list]]:
+        words = [data.vocabulary[i] for i in examples.ids.row(row)]
+        dropped: list[str | None] = [None] * len(words)
+        for layer in reversed(range(self.layers if kept else 0)):
+            alive = set(kept[layer][row].tolist())  # type: ignore[index]
+            dropped = [gone if i in alive else f"layer {layer}" for i, gone in enumerate(dropped)]
+        return [{"words": words, "dropped": dropped}]
+
+    def time(
+        self, data: TaskData, dense: nn.Module, pruned: nn.Module | None, plan: Plan, accelerator: Accelerator
+    ) -> dict[str, Any]:
+        stock = BertForSequenceClassification(dense.config)
+        stock.load_state_dict(dense.state_dict())
+        models = {
+            "dense, padded to 128": stock,
+            "dense, stock": stock,
+            "dense, ours": dense,
+        }
+        if pruned is not None:
+            models["pruned"] = pruned
+        return time_variants(models, runs.timing_subset(data, plan), plan, accelerator)
+
+
+def read_weights(path) -> State:
+    """The tensors of a PyTorch or safetensors file. Raises UserError if it cannot be read."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as PyTorch weights: {error}") from error
+
+
+def time_variants(
+    models: dict[str, nn.Module], examples: Examples, plan: Plan, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Examples per second, latency, FLOPs and memory of each model, padded per batch or to 128."""
+    device = accelerator.device
+    singles = torch.arange(0, len(examples), max(1, len(examples) // 16))[:16]
+    one_by_one = [rows for rows in singles.split(1)]
+    in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
+
+    def prepared(name: str, groups: list[Tensor]) -> list[Batch]:
+        width = PADDED if "padded" in name else None
+        return [to_device(bert_batch(examples, rows, width), device) for rows in groups]
+
+    def runner(model: nn.Module, todo: list[Batch]):
+        def run() -> list[Tensor]:
+            with accelerator.autocast():
+                return [model(**batch).logits for batch in todo]
+
+        return run
+
+    every = {name: prepared(name, in_batches) for name in models}
+    for model in models.values():
+        model.to(device).eval()
+    return timing.compare(
+        {name: runner(model, every[name]) for name, model in models.items()},
+        {name: runner(model, prepared(name, one_by_one)) for name, model in models.items()},
+        {name: sum(flops_of(model, batch) for batch in every[name]) for name, model in models.items()},
+        examples=len(examples),
+        singles=len(one_by_one),
+        device=device,
+        passes=plan.timing_passes,
+        fair="dense, stock",
+        ours="dense, ours",
+    )
+
+
+@torch.no_grad()
+def flops_of(model: nn.Module, batch: Batch) -> int:
+    """FLOPs of one batch through a BERT classifier, pruned or not, by `timing.bert_flops`."""
+    rows, width = batch["input_ids"].shape
+    layers = model.config.num_hidden_layers
+    kept = getattr(model(**batch), "kept", None)
+    widths = [width] * layers if kept is None else [places.shape[1] for places in kept]
+    students = [0] * layers
+    for layer, pruner in getattr(model.bert.encoder, "pruners", {}).items():
+        if isinstance(pruner, StudentPruner):
+            students[int(layer)] = pruner.flops()
+    return rows * timing.bert_flops(model.config, widths, [width, *widths[:-1]], students)
+
+
+def check_settings(layers: int) -> None:
+    """Raises UserError, before anything is trained, for a setting that cannot work."""
+    try:
+        check_schedule(pruning_schedule, layers)
+        for method in pruning_methods:
+            methods_by_layer(method, layers)
+    except ValueError as error:
+        raise UserError(f"{error}. Edit the settings at the top of RunBert4Glue.py") from None
+    unknown = [name for name in task_names if name not in tasks.GLUE]
+    if unknown or not task_names:
+        raise UserError(
+            f"task_names in RunBert4Glue.py: {unknown or 'empty'}; known are: {', '.join(tasks.GLUE)}"
+        )
+
+
+def open_caches(config: PrunedBertConfig) -> list[TaskData]:
+    """The cache of every task, checked against bert/.
+
+    Raises UserError if one is missing, or was made from another vocabulary or with other casing.
+    """
+    vocabulary = bert_folder.vocabulary_path()
+    opened = []
+    for name in task_names:
+        path = caches.path_of("bert", name)
+        cache = caches.load(path, f"PrepareGlue4Bert.py (or take {name!r} out of task_names)")
+        settings = cache["settings"]
+        stale = None
+        if cache["fingerprints"].get(vocabulary.as_posix()) != caches.fingerprint(vocabulary):
+            stale = f"another vocabulary than {vocabulary}"
+        elif any(settings[k] != v for k, v in bert_folder.tokenizer_settings().items()):
+            stale = "other tokenizer settings than those in bert/"
+        elif len(cache["vocabulary"]) > config.vocab_size:
+            raise UserError(
+                f"{vocabulary} has {len(cache['vocabulary'])} words, the BERT in bert/ only {config.vocab_size}"
+            )
+        elif settings["max_length"] > config.max_position_embeddings:
+            stale = f"a max_length above this BERT's {config.max_position_embeddings} positions"
+        if stale:
+            raise UserError(f"{path} was made with {stale}. Run: python PrepareGlue4Bert.py")
+        opened.append(TaskData.from_cache(tasks.GLUE[name], cache))
+    return opened
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    family = BertFamily()
+    check_settings(family.layers)
+    prepared = open_caches(family.config)
+    accelerator = training.pick_device()
+    if accelerator.is_main_process:
+        print(f"BERT: {family.layers} layers of {family.config.hidden_size}, weights from {family.weights_from}")
+    common = {"batch_size": batch_size, "learning_rate": learning_rate}
+    plan = Plan(
+        methods=pruning_methods,
+        seeds=seeds,
+        training_rows=training_rows,
+        dense=Schedule(epochs=dense_epochs, **common),
+        pruned=Schedule(epochs=pruned_epochs, ramp_share=ramp_share, **common),
+        evaluation_batch_size=evaluation_batch_size,
+        timing_examples=timing_examples,
+        timing_passes=timing_passes,
+        shown_examples=shown_examples,
+        settings=records.settings_block(globals()),
+    )
+    table = runs.run(family, plan, prepared, accelerator)
+    if accelerator.is_main_process:
+        print(f"\n{table}\n\n{records.LEGEND}\nRecords: {records.RECORDS / family.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the scripts share: everything that must be the same for two records to be comparable."""

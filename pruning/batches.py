@@ -1,0 +1,186 @@
+"""From a cache to batches: ragged columns, padded only as far as the longest row of a batch.
+
+Shapes: N rows, B rows of a batch, T positions of the batch's longest row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Ragged:
+    """Rows of different lengths in one flat tensor; row i is flat[offsets[i] : offsets[i + 1]].
+
+    Attributes:
+        flat: (total,) any dtype.
+        offsets: (N + 1,) int64.
+    """
+
+    flat: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, flat: Any, lengths: Any, dtype: torch.dtype = torch.int32) -> "Ragged":
+        """From the rows' items in one sequence, and the rows' lengths."""
+        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+        offsets[1:] = torch.as_tensor(lengths, dtype=torch.int64).cumsum(0)
+        return cls(torch.as_tensor(flat, dtype=dtype), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) int64."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def row(self, index: int) -> Tensor:
+        return self.flat[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, rows: Tensor) -> "Ragged":
+        """A copy with only these rows, in this order."""
+        lengths = self.lengths[rows]
+        padded, mask = self.pad(rows)
+        return Ragged.of(padded[mask], lengths, self.flat.dtype)
+
+    def pad(self, rows: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
+        """These rows, zero on the right up to `width` (the longest of them by default).
+
+        Returns:
+            values: (B, T) of the flat tensor's dtype.
+            mask: (B, T) bool, True at items.
+        """
+        lengths = self.lengths[rows]
+        columns = torch.arange(width or int(lengths.max()))
+        mask = columns < lengths[:, None]
+        indices = (self.offsets[rows][:, None] + columns).clamp(max=max(0, len(self.flat) - 1))
+        return self.flat[indices].masked_fill(~mask, 0), mask
+
+
+@dataclass
+class Examples:
+    """One split of a cache.
+
+    Attributes:
+        ids: the tokens: of the whole (joined) sequence for BERT, of the first sentence for the LSTM.
+        labels: (N,) float32, the number of the class or the score.
+        second_starts: (N,) int32, where the second segment of a joined pair starts (BERT).
+        second_ids: the tokens of the second sentence (LSTM); None for single sentences and BERT.
+    """
+
+    ids: Ragged
+    labels: Tensor
+    second_starts: Tensor | None = None
+    second_ids: Ragged | None = None
+
+    @classmethod
+    def from_columns(cls, columns: dict[str, Tensor]) -> "Examples":
+        """From the plain tensors of a cache."""
+        second = columns.get("second_ids")
+        return cls(
+            Ragged(columns["ids"], columns["offsets"]),
+            columns["labels"],
+            columns.get("second_starts"),
+            None if second is None else Ragged(second, columns["second_offsets"]),
+        )
+
+    def to_columns(self) -> dict[str, Tensor]:
+        """The plain tensors that a cache holds."""
+        columns = {"ids": self.ids.flat, "offsets": self.ids.offsets, "labels": self.labels}
+        if self.second_starts is not None:
+            columns["second_starts"] = self.second_starts
+        if self.second_ids is not None:
+            columns["second_ids"] = self.second_ids.flat
+            columns["second_offsets"] = self.second_ids.offsets
+        return columns
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) real tokens of each example, both sentences together."""
+        if self.second_ids is None:
+            return self.ids.lengths
+        return self.ids.lengths + self.second_ids.lengths
+
+    def take(self, rows: Tensor) -> "Examples":
+        """A copy with only these rows, in this order."""
+        return Examples(
+            self.ids.take(rows),
+            self.labels[rows],
+            None if self.second_starts is None else self.second_starts[rows],
+            None if self.second_ids is None else self.second_ids.take(rows),
+        )
+
+
+def subset(examples: Examples, count: int | None, seed: int = 0) -> Examples:
+    """`count` rows drawn without replacement, the same for the same seed; all of them for None."""
+    if count is None or count >= len(examples):
+        return examples
+    generator = torch.Generator().manual_seed(seed)
+    return examples.take(torch.randperm(len(examples), generator=generator)[:count])
+
+
+def sorted_batches(lengths: Tensor, size: int) -> list[Tensor]:
+    """Rows in batches of `size`, longest first: almost no padding, and a batch that does not fit
+    into memory is the first one."""
+    return list(lengths.argsort(descending=True, stable=True).split(size))
+
+
+def shuffled_batches(lengths: Tensor, size: int, seed: int) -> list[Tensor]:
+    """Rows in batches of `size` in random order, each of rows of similar length.
+
+    Rows are shuffled, cut into pools of 50 batches, sorted by length within a pool, and the batches
+    shuffled: random enough to train on, and nearly free of padding.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(lengths), generator=generator)
+    pools = order.split(50 * size)
+    batches = [
+        batch
+        for pool in pools
+        for batch in pool[lengths[pool].argsort(stable=True)].split(size)
+    ]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+
+
+def bert_batch(examples: Examples, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
+    """The arguments of a BERT for these rows, padded to the longest (or to `width`).
+
+    input_ids, attention_mask, token_type_ids: (B, T) int64.
+    """
+    ids, mask = examples.ids.pad(rows, width)
+    types = torch.zeros_like(mask)
+    if examples.second_starts is not None:
+        types = (torch.arange(ids.shape[1]) >= examples.second_starts[rows][:, None]) & mask
+    return {
+        "input_ids": ids.long(),
+        "attention_mask": mask.long(),
+        "token_type_ids": types.long(),
+    }
+
+
+def lstm_batch(examples: Examples, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
+    """The arguments of the LSTM classifier: ids and mask (B, T) of the first sentence and, for
+    pairs, second_ids and second_mask of the second, each padded to its own longest (or `width`)."""
+    ids, mask = examples.ids.pad(rows, width)
+    batch = {"ids": ids.long(), "mask": mask}
+    if examples.second_ids is not None:
+        second, second_mask = examples.second_ids.pad(rows, width)
+        batch |= {"second_ids": second.long(), "second_mask": second_mask}
+    return batch
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Moves every tensor of a batch."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def halves(rows: Tensor, parts: int) -> Iterator[Tensor]:
+    """`rows` in `parts` pieces, for a batch that did not fit into memory whole."""
+    yield from (piece for piece in rows.tensor_split(parts) if len(piece))

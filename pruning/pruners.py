@@ -1,0 +1,259 @@
+"""Pruners: what scores tokens. Higher = kept. Choosing and gathering is `selection`'s work.
+
+    random       a number that follows from a seed and the example itself
+    head, tail   drop from the head or from the tail of the sequence
+    frequency    drop the words that are commonest in the training text
+    <teacher>    looks at what deployment has not (see `teachers`): an upper bound
+    <teacher> student
+                 a small network trained to rank as the teacher does: what one deploys
+
+Shapes: B examples, T positions, H units.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from pruning import selection
+
+BERT_TEACHERS = ("ideal emission rate", "ideal gradients")
+LSTM_TEACHERS = ("lstm",)
+DENSE = "dense"
+
+
+def methods_of(teachers: tuple[str, ...]) -> tuple[str, ...]:
+    """Every name that `pruning_methods` may hold, for a model with these teachers."""
+    students = tuple(f"{teacher} student" for teacher in teachers)
+    return ("random", "head", "tail", "frequency", *teachers, *students)
+
+
+def teacher_of(method: str) -> str | None:
+    """The teacher whose scores `method` needs (a teacher itself, or a student in training)."""
+    teacher = method.removesuffix(" student")
+    return teacher if teacher in BERT_TEACHERS + LSTM_TEACHERS else None
+
+
+def is_teacher(method: str) -> bool:
+    """Whether `method` looks at what deployment has not."""
+    return teacher_of(method) == method
+
+
+@dataclass
+class Tokens:
+    """A batch on its way through a model, with whatever is aligned with its tokens.
+
+    Attributes:
+        states: (B, T, H) what the next layer reads.
+        mask: (B, T) bool, True at real tokens.
+        places: (B, T) int64, each token's place in its whole sentence, padding not counted.
+        ids: (B, T) int64 vocabulary ids; None where the model was given embeddings.
+        keys: (B,) int64, a hash of each whole example; None like `ids`.
+        longest: the most real tokens in one example, or a bound of it.
+    """
+
+    states: Tensor
+    mask: Tensor
+    places: Tensor
+    ids: Tensor | None
+    keys: Tensor | None
+    longest: int
+
+    @classmethod
+    def start(cls, states: Tensor, mask: Tensor, ids: Tensor | None) -> "Tokens":
+        """The tokens of a batch that nothing was removed from yet."""
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        keys = None if ids is None else example_keys(ids, mask, places)
+        return cls(states, mask, places, ids, keys, mask.shape[1])
+
+    def keep(self, scores: Tensor, rate: float, keep_first: bool) -> "Tokens":
+        """Removes the share `rate` of each example's real tokens, the lowest `scores` (B, T) first."""
+        kept = selection.count_kept(self.mask.sum(dim=1), rate)
+        width = selection.longest_kept(self.longest, rate)
+        indices, mask = selection.choose(scores, self.mask, kept, width, keep_first)
+        return replace(
+            self,
+            states=selection.gather(self.states, indices),
+            mask=mask,
+            places=selection.gather(self.places, indices),
+            ids=None if self.ids is None else selection.gather(self.ids, indices),
+            longest=width,
+        )
+
+
+# --- Pruners that need no training -----------------------------------------------------------
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scrambles int64 numbers (the finalizer of SplitMix64; overflow wraps, as it should)."""
+    x = (x ^ (x >> 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+def example_keys(ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+    """(B,) a hash of each example's real tokens and their places: the same in any batch."""
+    return (_mix(ids * 1_000_003 + places + 1) * mask).sum(dim=1)
+
+
+class RandomPruner(nn.Module):
+    """Uniform scores. Drawn afresh in training; at evaluation a hash of seed, layer and example,
+    so that an example's tokens get the same scores alone and in any batch."""
+
+    def __init__(self, seed: int, layer: int):
+        super().__init__()
+        self.salt = seed * 1_009 + layer + 1
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        if self.training:
+            return torch.rand(tokens.mask.shape, device=tokens.mask.device)
+        if tokens.keys is None:
+            raise ValueError("the pruner 'random' needs input_ids, not inputs_embeds")
+        mixed = _mix(_mix(tokens.keys + self.salt)[:, None] + tokens.places)
+        return (mixed & 0xFFFFFF).float() / 2**24  # 24 bits: every value is exact in fp32
+
+
+class HeadPruner(nn.Module):
+    """Drops from the head of the sequence."""
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return tokens.places.float()
+
+
+class TailPruner(nn.Module):
+    """Drops from the tail of the sequence."""
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return -tokens.places.float()
+
+
+class FrequencyPruner(nn.Module):
+    """Drops the words that are commonest in the training text; `counts` (V,) are saved with the model."""
+
+    counts: Tensor
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(vocab_size))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        if tokens.ids is None:
+            raise ValueError("the pruner 'frequency' needs input_ids, not inputs_embeds")
+        return -self.counts[tokens.ids]
+
+
+# --- Teachers and students -------------------------------------------------------------------
+
+
+class TeacherPruner(nn.Module):
+    """Stands where a teacher prunes: its scores come from outside, as `teacher_scores`."""
+
+
+class StudentPruner(nn.Module):
+    """Scores each token from the state that the layer is about to read, and the states beside it.
+
+    A convolution of width `context` (1: the token alone), GELU, one output. In a BERT layer the
+    states have seen the sentence already; in front of an LSTM the neighbours are all the context
+    there is. Padding is zeroed first, so that it looks like the end of the sentence.
+    """
+
+    def __init__(self, hidden_size: int, width: int, context: int):
+        super().__init__()
+        self.context = context
+        self.inner = nn.Linear(hidden_size * context, width)
+        self.outer = nn.Linear(width, 1)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        states = tokens.states
+        if self.context > 1:
+            reach = self.context // 2
+            states = nn.functional.pad(states * tokens.mask[..., None], (0, 0, reach, reach))
+            states = states.unfold(1, self.context, 1).flatten(2)  # (B, T, H · context)
+        return self.outer(nn.functional.gelu(self.inner(states))).squeeze(-1)
+
+    def flops(self) -> int:
+        """Multiplications and additions for one token."""
+        return 2 * (self.inner.weight.numel() + self.outer.weight.numel())
+
+
+def ranking_loss(scores: Tensor, teacher_scores: Tensor, mask: Tensor) -> Tensor:
+    """ListNet's top-one loss (Cao et al., ICML 2007), averaged over the examples.
+
+    Cross-entropy between the softmax of the student's scores and that of the teacher's, less the
+    latter's entropy. A teacher's scores are positive and spread over orders of magnitude, so their
+    logarithms are taken and standardized within the example: what is learned is the ranking.
+
+    Args:
+        scores, teacher_scores: (B, T). The first may be of any sign, the second are not negative.
+        mask: (B, T) bool, the tokens to rank.
+    """
+    counts = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    logs = teacher_scores.float().clamp(min=1e-30).log() * mask
+    centred = (logs - logs.sum(dim=1, keepdim=True) / counts) * mask
+    spread = (centred.square().sum(dim=1, keepdim=True) / counts).sqrt()
+    target = _masked_log_softmax(centred / spread.clamp(min=1e-6), mask)
+    student = _masked_log_softmax(scores.float(), mask)
+    divergence = (target.exp() * (target - student) * mask).sum(dim=1)
+    return divergence.mean()
+
+
+def _masked_log_softmax(values: Tensor, mask: Tensor) -> Tensor:
+    """Log-softmax over the tokens in `mask`; finite (and meaningless) elsewhere."""
+    return values.masked_fill(~mask, -1e4).log_softmax(dim=1)
+
+
+def build_pruner(
+    method: str,
+    *,
+    layer: int,
+    hidden_size: int,
+    vocab_size: int,
+    seed: int = 0,
+    student_width: int = 64,
+    student_context: int = 1,
+) -> nn.Module:
+    """The pruner called `method`, to stand before layer number `layer`.
+
+    Raises ValueError for an unknown name.
+    """
+    if method == "random":
+        return RandomPruner(seed, layer)
+    if method == "head":
+        return HeadPruner()
+    if method == "tail":
+        return TailPruner()
+    if method == "frequency":
+        return FrequencyPruner(vocab_size)
+    if is_teacher(method):
+        return TeacherPruner()
+    if teacher_of(method):
+        return StudentPruner(hidden_size, student_width, student_context)
+    names = ", ".join(methods_of(BERT_TEACHERS + LSTM_TEACHERS))
+    raise ValueError(f"unknown pruning method {method!r}; known are: {names}")
+
+
+def score_tokens(
+    pruner: nn.Module, tokens: Tokens, teacher_scores: Tensor | None, keep_first: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The pruner's scores (B, T) and, for a student in training, its ranking loss.
+
+    The student learns from a copy of the states that no gradient flows back through: its loss
+    trains the student alone, and the task alone trains the model.
+
+    Args:
+        teacher_scores: (B, T₀) of the whole sentences, by place; needed by teachers always and by
+            students while they train.
+        keep_first: the first token stays in any case, so there is nothing to learn about it.
+    """
+    aligned = None if teacher_scores is None else teacher_scores.gather(1, tokens.places)
+    if isinstance(pruner, TeacherPruner):
+        if aligned is None:
+            raise ValueError("a teacher prunes by teacher_scores, and none were given")
+        return aligned, None
+    if not isinstance(pruner, StudentPruner):
+        return pruner(tokens), None
+    scores = pruner(replace(tokens, states=tokens.states.detach()))
+    if aligned is None or not pruner.training:
+        return scores, None
+    ranked = tokens.mask & (tokens.places > 0) if keep_first else tokens.mask
+    return scores, ranking_loss(scores, aligned, ranked)

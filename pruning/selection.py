@@ -1,0 +1,72 @@
+"""Which tokens stay: counting, choosing and gathering, as pure functions on tensors.
+
+Nothing here knows of a model. Shapes: B examples, T positions (padding included), K positions kept.
+"""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+def check_rate(rate: float) -> None:
+    """Raises ValueError unless `rate`, the share of tokens to remove, lies in [0, 1]."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise ValueError(f"a pruning rate must be a number between 0 and 1, not {rate!r}")
+
+
+def count_kept(lengths: Tensor, rate: float) -> Tensor:
+    """Of n tokens alive, n - floor(n · rate) stay, and at least one (where there is one).
+
+    Computed on integers: 100 · 0.29 is 28.999999999999996 in floating point, and 29 to the user.
+
+    Args:
+        lengths: (B,) integers, the real tokens of each example.
+        rate: share to remove, in [0, 1], read to six decimals.
+    """
+    share = Fraction(rate).limit_denominator(10**6)
+    removed = lengths * share.numerator // share.denominator
+    return torch.minimum((lengths - removed).clamp(min=1), lengths)
+
+
+def longest_kept(longest: int, rate: float) -> int:
+    """`count_kept` of one length. It never falls as the length grows, so the longest example of a
+    batch gives the width of the gathered batch without asking the device for it."""
+    return int(count_kept(torch.tensor([longest]), rate))
+
+
+def choose(
+    scores: Tensor, mask: Tensor, kept: Tensor, width: int, keep_first: bool
+) -> tuple[Tensor, Tensor]:
+    """The positions of each example's `kept` best real tokens, in their old order.
+
+    Scores are compared in fp32; of equal scores the earlier token stays. Padding is never chosen
+    before a token.
+
+    Args:
+        scores: (B, T) floats, higher = kept.
+        mask: (B, T) bool, True at real tokens.
+        kept: (B,) how many tokens each example keeps, at most its real tokens.
+        width: K, the largest of `kept`.
+        keep_first: whether the first real token stays whatever its score ([CLS] in BERT).
+
+    Returns:
+        indices: (B, K) int64 into T, ascending; where an example keeps fewer, the rest is filler.
+        mask: (B, K) bool, False at the filler.
+    """
+    positions = scores.shape[1]
+    scores = scores.float().masked_fill(~mask, -torch.inf)
+    if keep_first:
+        first = mask.int().argmax(dim=1, keepdim=True)
+        scores = scores.scatter(1, first, torch.inf)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :width]  # (B, K)
+    chosen = torch.arange(width, device=scores.device) < kept[:, None]  # (B, K)
+    indices = best.masked_fill(~chosen, positions).sort(dim=1).values
+    return indices.clamp(max=positions - 1), chosen
+
+
+def gather(aligned: Tensor, indices: Tensor) -> Tensor:
+    """Takes `indices` (B, K) from `aligned` (B, T) or (B, T, H) along T."""
+    if aligned.dim() == 2:
+        return aligned.gather(1, indices)
+    return aligned.gather(1, indices[..., None].expand(-1, -1, aligned.shape[2]))

@@ -1,0 +1,272 @@
+"""What the runners' loops share: device, training, prediction. Knows nothing of the models.
+
+A model is called with a batch's tensors, `labels` and `teacher_scores`, and returns an object with
+`loss`, `logits`, `kept` and `pruning_loss`; `set_rate_share` scales its pruning rates in training.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from pruning import batches
+from pruning.batches import Examples, Ragged
+from pruning.teachers import Place
+
+MakeBatch = Callable[[Examples, Tensor], dict[str, Tensor]]
+
+
+@dataclass
+class Schedule:
+    """How to train.
+
+    Attributes:
+        epochs, batch_size, learning_rate: the usual ones.
+        warmup_share: of all steps, in which the learning rate rises from 0; then it falls to 0.
+        ramp_share: of all steps, in which pruning rates rise from 0 to the schedule; after that, and
+            so at the end, the model sees what inference does.
+        weight_decay: of matrices; biases and norms have none.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup_share: float = 0.1
+    ramp_share: float = 0.0
+    weight_decay: float = 0.01
+
+
+@dataclass
+class Predictions:
+    """What a model said of all examples.
+
+    Attributes:
+        logits: (N, C) fp32, on the CPU.
+        kept: (N, L) int64, the tokens that each layer (for the LSTM: each sentence) processed; None
+            where nothing is pruned.
+    """
+
+    logits: Tensor
+    kept: Tensor | None
+
+
+@dataclass
+class Memory:
+    """How many parts a batch is cut into, because it did not fit whole."""
+
+    parts: int = 1
+    said: list[str] = field(default_factory=list)
+
+    def halve(self, error: Exception, rows: int) -> None:
+        """Cuts batches in half from here on. Re-raises `error` if it is not about memory, or if a
+        batch of `rows` cannot be cut any further."""
+        if not should_reduce_batch_size(error) or self.parts >= rows:
+            raise error
+        self.parts *= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        message = f"out of memory: batches go in {self.parts} parts from here on, results unchanged"
+        self.said.append(message)
+        tqdm.write(message)
+
+
+def pick_device() -> Accelerator:
+    """GPU if there, else Apple's, else the CPU; bf16 where the device computes in it. Says why."""
+    precision, why = _precision()
+    accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.is_main_process:
+        name = device_name(accelerator.device)
+        processes = accelerator.num_processes
+        several = f", {processes} processes" if processes > 1 else ""
+        shown = "bf16" if precision == "bf16" else "fp32"
+        print(f"Device: {name}{several}. Precision: {shown}, {why}.")
+    return accelerator
+
+
+def _precision() -> tuple[str, str]:
+    """accelerate's name of a precision, and the reason for it."""
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU computes in it"
+        return "no", "this GPU does not compute in bf16"
+    if torch.backends.mps.is_available():
+        return "no", "the precision best supported on Apple's GPUs"
+    if torch.cpu._is_amx_tile_supported():
+        return "bf16", "this processor has AMX units for it"
+    return "no", "this processor has no AMX units for bf16"
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of a record wants to know of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def train(
+    model: nn.Module,
+    examples: Examples,
+    make_batch: MakeBatch,
+    schedule: Schedule,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    teacher_scores: dict[Place, Ragged] | None = None,
+    name: str = "",
+) -> list[tuple[int, float]]:
+    """Trains `model` in place on all `examples`, to the last epoch: nothing is chosen by a dev set.
+
+    Args:
+        teacher_scores: place → scores of the examples, for students to learn from and teachers to
+            prune by.
+
+    Returns:
+        The curve of the loss: (step, mean loss since the point before), about 50 points.
+    """
+    lengths = examples.lengths
+    plan = [
+        _share_of(accelerator, batches.shuffled_batches(lengths, schedule.batch_size, 1_000 * seed + e))
+        for e in range(schedule.epochs)
+    ]
+    steps = sum(map(len, plan))
+    optimizer = build_optimizer(model, schedule)
+    scheduler = get_linear_schedule_with_warmup(optimizer, int(schedule.warmup_share * steps), steps)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    curve: list[tuple[int, float]] = []
+    since: list[Tensor] = []
+    memory = Memory()
+    wrapped.train()
+    bar = tqdm(total=steps, desc=name, disable=not accelerator.is_main_process)
+    for step, rows in enumerate((rows for epoch in plan for rows in epoch), start=1):
+        model.set_rate_share(min(1.0, step / max(1.0, schedule.ramp_share * steps)))
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                loss = _backward(
+                    wrapped, examples, rows, make_batch, teacher_scores, accelerator, memory.parts
+                )
+                break
+            except RuntimeError as error:
+                if accelerator.num_processes > 1:
+                    raise  # the other processes would wait for this one for ever
+                memory.halve(error, len(rows))
+        accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        since.append(loss)
+        bar.update()
+        if len(since) >= max(1, steps // 50) or step == steps:
+            curve.append((step, torch.stack(since).mean().item()))
+            bar.set_postfix(loss=f"{curve[-1][1]:.3f}")
+            since = []
+    bar.close()
+    model.set_rate_share(1.0)
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+    return curve
+
+
+def _share_of(accelerator: Accelerator, epoch: list[Tensor]) -> list[Tensor]:
+    """This process's batches of an epoch: every process gets equally many."""
+    processes = accelerator.num_processes
+    even = len(epoch) - len(epoch) % processes
+    return epoch[accelerator.process_index : even : processes]
+
+
+def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW; only matrices decay."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": schedule.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
+
+
+def _backward(
+    model: nn.Module,
+    examples: Examples,
+    rows: Tensor,
+    make_batch: MakeBatch,
+    teacher_scores: dict[Place, Ragged] | None,
+    accelerator: Accelerator,
+    parts: int,
+) -> Tensor:
+    """Gradients of one batch, in `parts` pieces. Returns the batch's mean loss, detached."""
+    total = torch.zeros((), device=accelerator.device)
+    for piece in batches.halves(rows, parts):
+        batch = full_batch(examples, piece, make_batch, teacher_scores, accelerator.device)
+        batch["labels"] = examples.labels[piece].to(accelerator.device)
+        with accelerator.autocast():
+            output = model(**batch)
+            loss = output.loss
+            if output.pruning_loss is not None:
+                loss = loss + output.pruning_loss
+        share = len(piece) / len(rows)
+        accelerator.backward(loss * share)
+        total += loss.detach() * share
+    return total
+
+
+def full_batch(
+    examples: Examples,
+    rows: Tensor,
+    make_batch: MakeBatch,
+    teacher_scores: dict[Place, Ragged] | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """A batch on the device, with its rows of the teacher's scores."""
+    batch: dict[str, Any] = batches.to_device(make_batch(examples, rows), device)
+    if teacher_scores is not None:
+        padded = {place: scores.pad(rows)[0] for place, scores in teacher_scores.items()}
+        batch["teacher_scores"] = {place: scores.to(device) for place, scores in padded.items()}
+    return batch
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    examples: Examples,
+    make_batch: MakeBatch,
+    *,
+    batch_size: int,
+    accelerator: Accelerator,
+    teacher_scores: dict[Place, Ragged] | None = None,
+) -> Predictions:
+    """The model's answers, in evaluation mode, in length-sorted batches. Labels are not handed over."""
+    model.to(accelerator.device).eval()
+    order, logits, kept = [], [], []
+    memory = Memory()
+    for rows in batches.sorted_batches(examples.lengths, batch_size):
+        done: list[Any] = []
+        while not done:
+            try:
+                for piece in batches.halves(rows, memory.parts):
+                    batch = full_batch(
+                        examples, piece, make_batch, teacher_scores, accelerator.device
+                    )
+                    with accelerator.autocast():
+                        done.append(model(**batch))
+            except RuntimeError as error:
+                done = []
+                memory.halve(error, len(rows))
+        order.append(rows)
+        logits += [output.logits.float().cpu() for output in done]
+        if done[0].kept is not None:
+            kept += [count_places(output.kept).cpu() for output in done]
+    back = torch.cat(order).argsort()
+    return Predictions(torch.cat(logits)[back], torch.cat(kept)[back] if kept else None)
+
+
+def count_places(kept: tuple[Tensor, ...]) -> Tensor:
+    """(B, L) how many tokens each layer processed, from the places (B, Tₗ) that it did, -1 = none."""
+    return torch.stack([(places >= 0).sum(dim=1) for places in kept], dim=1)
