@@ -79,9 +79,7 @@ def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
     known = pruners.methods_of(BERT_TEACHERS)
     for method in by_layer:
         if method not in known:
-            raise ValueError(
-                f"unknown pruning method {method!r}; BERT knows: {', '.join(known)}"
-            )
+            raise ValueError(f"unknown pruning method {method!r}; BERT knows: {', '.join(known)}")
     return by_layer
 
 
@@ -196,9 +194,7 @@ class PrunedBertEncoder(BertEncoder):
 
     def _mask_for_attention(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
         """The mask in the form that the attention implementation wants: None, boolean or float."""
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=states, attention_mask=mask
-        )
+        return create_bidirectional_mask(config=self.config, inputs_embeds=states, attention_mask=mask)
 
 
 class _PrunedBert:

@@ -22,8 +22,8 @@ from ModifiedModelingBert import (
     check_schedule,
     methods_by_layer,
 )
-from pruning import batches, bert_folder, caches, pruners, records, runs, tasks, teachers, timing, training
-from pruning.batches import Examples, bert_batch, to_device
+from pruning import bert_folder, caches, pruners, records, runs, tasks, teachers, timing, training
+from pruning.batches import Examples, bert_batch
 from pruning.errors import UserError
 from pruning.pruners import StudentPruner
 from pruning.runs import Method, Plan, State, TaskData
@@ -55,6 +55,7 @@ dense_epochs = 3
 pruned_epochs = 1  # of every pruned model, which starts as the dense one
 batch_size = 32
 learning_rate = 5e-5
+student_learning_rate = 1e-3  # of the students, which start from nothing
 ramp_share = 0.5  # of a pruned model's training, in which its rates rise from 0 to the schedule
 evaluation_batch_size = 64
 timing_examples = 128  # of the dev set, at even distances
@@ -62,7 +63,7 @@ timing_passes = 3
 shown_examples = 20  # sentences on the page beside each record
 # ----------------------------------------------------------------------------------------------
 
-PADDED = 128  # the length that the first code, and most papers, pad every input to
+PREPARED_BY = "PrepareGlue4Bert.py"
 
 
 class BertFamily(runs.Family):
@@ -79,7 +80,10 @@ class BertFamily(runs.Family):
         self.layers = self.config.num_hidden_layers
         self.weights = read_weights(weights)
         self.weights_from = str(weights)
-        self.affects = {"weights": caches.fingerprint(weights), "config": caches.fingerprint(self.config_file)}
+        self.affects = {
+            "weights": caches.fingerprint(weights),
+            "config": caches.fingerprint(self.config_file),
+        }
 
     def build(self, data: TaskData, method: Method | None, seed: int, start: State | None) -> nn.Module:
         config = PrunedBertConfig.from_json_file(self.config_file)
@@ -91,7 +95,9 @@ class BertFamily(runs.Family):
         model, info = PrunedBertForSequenceClassification.from_pretrained(
             None, config=config, state_dict=start or self.weights, output_loading_info=True
         )
-        missing = [name for name in info["missing_keys"] if "classifier" not in name and "pruners" not in name]
+        missing = [
+            name for name in info["missing_keys"] if "classifier" not in name and "pruners" not in name
+        ]
         if missing:
             raise UserError(f"{self.weights_from} does not fit {self.config_file}: no {missing[0]}")
         model.set_frequencies(data.counts)
@@ -142,7 +148,8 @@ class BertFamily(runs.Family):
         }
         if pruned is not None:
             models["pruned"] = pruned
-        return time_variants(models, runs.timing_subset(data, plan), plan, accelerator)
+        examples = runs.timing_subset(data, plan)
+        return runs.time_variants(models, examples, bert_batch, flops_of, plan, accelerator)
 
 
 def read_weights(path) -> State:
@@ -153,42 +160,6 @@ def read_weights(path) -> State:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise UserError(f"{path} cannot be read as PyTorch weights: {error}") from error
-
-
-def time_variants(
-    models: dict[str, nn.Module], examples: Examples, plan: Plan, accelerator: Accelerator
-) -> dict[str, Any]:
-    """Examples per second, latency, FLOPs and memory of each model, padded per batch or to 128."""
-    device = accelerator.device
-    singles = torch.arange(0, len(examples), max(1, len(examples) // 16))[:16]
-    one_by_one = [rows for rows in singles.split(1)]
-    in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
-
-    def prepared(name: str, groups: list[Tensor]) -> list[Batch]:
-        width = PADDED if "padded" in name else None
-        return [to_device(bert_batch(examples, rows, width), device) for rows in groups]
-
-    def runner(model: nn.Module, todo: list[Batch]):
-        def run() -> list[Tensor]:
-            with accelerator.autocast():
-                return [model(**batch).logits for batch in todo]
-
-        return run
-
-    every = {name: prepared(name, in_batches) for name in models}
-    for model in models.values():
-        model.to(device).eval()
-    return timing.compare(
-        {name: runner(model, every[name]) for name, model in models.items()},
-        {name: runner(model, prepared(name, one_by_one)) for name, model in models.items()},
-        {name: sum(flops_of(model, batch) for batch in every[name]) for name, model in models.items()},
-        examples=len(examples),
-        singles=len(one_by_one),
-        device=device,
-        passes=plan.timing_passes,
-        fair="dense, stock",
-        ours="dense, ours",
-    )
 
 
 @torch.no_grad()
@@ -223,28 +194,28 @@ def check_settings(layers: int) -> None:
 def open_caches(config: PrunedBertConfig) -> list[TaskData]:
     """The cache of every task, checked against bert/.
 
-    Raises UserError if one is missing, or was made from another vocabulary or with other casing.
+    Raises UserError if one is missing, or was made from another vocabulary or with other settings.
     """
-    vocabulary = bert_folder.vocabulary_path()
     opened = []
     for name in task_names:
-        path = caches.path_of("bert", name)
-        cache = caches.load(path, f"PrepareGlue4Bert.py (or take {name!r} out of task_names)")
-        settings = cache["settings"]
-        stale = None
-        if cache["fingerprints"].get(vocabulary.as_posix()) != caches.fingerprint(vocabulary):
-            stale = f"another vocabulary than {vocabulary}"
-        elif any(settings[k] != v for k, v in bert_folder.tokenizer_settings().items()):
-            stale = "other tokenizer settings than those in bert/"
-        elif len(cache["vocabulary"]) > config.vocab_size:
+        hint = f"{PREPARED_BY} (or take {name!r} out of task_names)"
+        data = runs.open_cache("bert", tasks.GLUE[name], hint)
+        made_with = data.settings
+        if any(made_with[k] != v for k, v in bert_folder.tokenizer_settings().items()):
             raise UserError(
-                f"{vocabulary} has {len(cache['vocabulary'])} words, the BERT in bert/ only {config.vocab_size}"
+                f"the cache of {name} was made for another casing than bert/'s. Run: python {hint}"
             )
-        elif settings["max_length"] > config.max_position_embeddings:
-            stale = f"a max_length above this BERT's {config.max_position_embeddings} positions"
-        if stale:
-            raise UserError(f"{path} was made with {stale}. Run: python PrepareGlue4Bert.py")
-        opened.append(TaskData.from_cache(tasks.GLUE[name], cache))
+        if made_with["max_length"] > config.max_position_embeddings:
+            raise UserError(
+                f"the cache of {name} has sequences of up to {made_with['max_length']} tokens, the BERT in "
+                f"bert/ reads {config.max_position_embeddings}. Edit max_length and run: python {hint}"
+            )
+        if len(data.vocabulary) > config.vocab_size:
+            raise UserError(
+                f"the vocabulary of {name}'s cache has {len(data.vocabulary)} words, the BERT in bert/ "
+                f"{config.vocab_size}: they do not belong together. Run: python {hint}"
+            )
+        opened.append(data)
     return opened
 
 
@@ -256,23 +227,28 @@ def main() -> None:
     prepared = open_caches(family.config)
     accelerator = training.pick_device()
     if accelerator.is_main_process:
-        print(f"BERT: {family.layers} layers of {family.config.hidden_size}, weights from {family.weights_from}")
+        print(
+            f"BERT: {family.layers} layers of {family.config.hidden_size}, weights from {family.weights_from}"
+        )
     common = {"batch_size": batch_size, "learning_rate": learning_rate}
     plan = Plan(
         methods=pruning_methods,
         seeds=seeds,
         training_rows=training_rows,
         dense=Schedule(epochs=dense_epochs, **common),
-        pruned=Schedule(epochs=pruned_epochs, ramp_share=ramp_share, **common),
+        pruned=Schedule(
+            epochs=pruned_epochs,
+            ramp_share=ramp_share,
+            student_learning_rate=student_learning_rate,
+            **common,
+        ),
         evaluation_batch_size=evaluation_batch_size,
         timing_examples=timing_examples,
         timing_passes=timing_passes,
         shown_examples=shown_examples,
         settings=records.settings_block(globals()),
     )
-    table = runs.run(family, plan, prepared, accelerator)
-    if accelerator.is_main_process:
-        print(f"\n{table}\n\n{records.LEGEND}\nRecords: {records.RECORDS / family.name}")
+    runs.run(family, plan, prepared, accelerator)
 
 
 if __name__ == "__main__":

@@ -141,11 +141,7 @@ def shuffled_batches(lengths: Tensor, size: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lengths), generator=generator)
     pools = order.split(50 * size)
-    batches = [
-        batch
-        for pool in pools
-        for batch in pool[lengths[pool].argsort(stable=True)].split(size)
-    ]
+    batches = [batch for pool in pools for batch in pool[lengths[pool].argsort(stable=True)].split(size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
 

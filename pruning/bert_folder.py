@@ -8,7 +8,7 @@ from pruning.errors import UserError
 
 BERT = Path("bert")
 HOW_TO_GET_BERT = (
-    "Download a BERT as README says (\"The manual, step by step\"), unzip it to bert/ and, if it is "
+    'Download a BERT as README says ("The manual, step by step"), unzip it to bert/ and, if it is '
     "a TensorFlow one, run ConvertBert4Torch.py"
 )
 WEIGHTS = (

@@ -99,10 +99,15 @@ def load(path: Path, prepared_by: str, *, fast: bool = False) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"{path} cannot be read ({error}). Run: python {prepared_by}") from error
     if layout != LAYOUT:
-        raise UserError(
-            f"{path} has layout {layout}, this version reads {LAYOUT}. Run: python {prepared_by}"
-        )
+        raise UserError(f"{path} has layout {layout}, this version reads {LAYOUT}. Run: python {prepared_by}")
     return cache
+
+
+def check_sources(cache: dict[str, Any], path: Path, prepared_by: str) -> None:
+    """Raises UserError if a file that the cache was made from is there and has changed since."""
+    for source, was in cache["fingerprints"].items():
+        if Path(source).is_file() and fingerprint(Path(source)) != was:
+            raise UserError(f"{source} has changed since {path} was made. Run: python {prepared_by}")
 
 
 def identity(cache: dict[str, Any]) -> str:

@@ -96,8 +96,7 @@ def write_text(path: Path, text: str) -> None:
 def read_all(model: str) -> list[dict[str, Any]]:
     """Every record under records/<model>/, by path."""
     return [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((RECORDS / model).glob("*/*.json"))
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((RECORDS / model).glob("*/*.json"))
     ]
 
 
@@ -223,7 +222,8 @@ def write_summary(model: str) -> str:
 # --- The page of sentences ---------------------------------------------------------------------
 
 PAGE_STYLE = """
-body { font: 16px/1.7 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+body { font: 16px/1.7 system-ui, sans-serif; color: #1a1a1a }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.4rem } .note { color: #555 } .example { border-top: 1px solid #ddd; padding: .8rem 0 }
 .answer { font-size: .85rem; color: #555 } .wrong { color: #a40000 } .legend span { margin-right: .4rem }
 .gone { text-decoration: line-through } span.token { padding: 0 .15em; border-radius: .2em }
@@ -246,7 +246,9 @@ def sentence_page(record: dict[str, Any]) -> str:
             return f'<span class="token">{html.escape(word)}</span>'
         style = f"background:{_colour(of_stage[gone], len(stages))}"
         label = f"<sub>{html.escape(gone)}</sub>"
-        return f'<span class="token" style="{style}"><span class="gone">{html.escape(word)}</span>{label}</span>'
+        return (
+            f'<span class="token" style="{style}"><span class="gone">{html.escape(word)}</span>{label}</span>'
+        )
 
     parts = []
     for shown in record["shown"]:
@@ -260,7 +262,8 @@ def sentence_page(record: dict[str, Any]) -> str:
             f"answer: {html.escape(shown['answer'])} · label: {html.escape(shown['label'])}</div></div>"
         )
     legend = " ".join(
-        f'<span class="token" style="background:{_colour(i, len(stages))}">dropped before {html.escape(stage)}</span>'
+        f'<span class="token" style="background:{_colour(i, len(stages))}">'
+        f"dropped before {html.escape(stage)}</span>"
         for stage, i in of_stage.items()
     )
     title = f"{record['task']}, {record['method']}, seed {record['seed']}"
@@ -269,7 +272,6 @@ def sentence_page(record: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>{sample}"
         f'<p class="note">Pruning: {html.escape(record["pruning"])}. The first examples of the dev set. '
-        f'What is struck through was removed before the layer named beside it.</p><p class="legend">{legend}</p>'
-        + "".join(parts)
-        + "</html>\n"
+        "What is struck through was removed before the layer named beside it.</p>"
+        f'<p class="legend">{legend}</p>' + "".join(parts) + "</html>\n"
     )

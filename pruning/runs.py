@@ -16,12 +16,25 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from pruning import batches, caches, metrics, plots, preparing, pruners, records, teachers, training
+from pruning import (
+    batches,
+    caches,
+    metrics,
+    plots,
+    preparing,
+    pruners,
+    records,
+    teachers,
+    timing,
+    training,
+)
 from pruning.batches import Examples, Ragged
 from pruning.pruners import DENSE
 from pruning.tasks import Task
 from pruning.teachers import Batch, Place
 from pruning.training import Schedule
+
+PADDED = 128  # the length that the first code, and most papers, pad every input to
 
 Method = str | list[str]
 State = dict[str, Tensor]
@@ -62,6 +75,7 @@ class TaskData:
     splits: dict[str, Examples]
     vocabulary: list[str]
     counts: Tensor
+    settings: dict[str, Any]
     identity: str
     sample: bool
 
@@ -69,7 +83,13 @@ class TaskData:
     def from_cache(cls, task: Task, cache: dict[str, Any]) -> "TaskData":
         splits = {name: Examples.from_columns(part) for name, part in cache["splits"].items()}
         return cls(
-            task, splits, cache["vocabulary"], cache["counts"], caches.identity(cache), cache["sample"]
+            task,
+            splits,
+            cache["vocabulary"],
+            cache["counts"],
+            cache["settings"],
+            caches.identity(cache),
+            cache["sample"],
         )
 
 
@@ -138,10 +158,8 @@ def is_upper_bound(method: Method) -> bool:
     return any(pruners.is_teacher(name) for name in names)
 
 
-def run(
-    family: Family, plan: Plan, prepared: Sequence[TaskData], accelerator: Accelerator
-) -> str:
-    """Does every run of the grid that has no record yet. Returns the summary table."""
+def run(family: Family, plan: Plan, prepared: Sequence[TaskData], accelerator: Accelerator) -> None:
+    """Does every run of the grid that has no record yet, and prints the summary."""
     for data in prepared:
         for seed in plan.seeds:
             TaskRun(family, plan, data, seed, accelerator).go()
@@ -150,15 +168,15 @@ def run(
             plots.write_plots(family.name, data.task.name, found)
             records.write_summary(family.name)
     accelerator.wait_for_everyone()
-    return records.write_summary(family.name) if accelerator.is_main_process else ""
+    if accelerator.is_main_process:
+        table = records.write_summary(family.name)
+        print(f"\n{table}\n\n{records.LEGEND}\nRecords: {records.RECORDS / family.name}")
 
 
 class TaskRun:
     """One task and seed: dense, then every method."""
 
-    def __init__(
-        self, family: Family, plan: Plan, data: TaskData, seed: int, accelerator: Accelerator
-    ):
+    def __init__(self, family: Family, plan: Plan, data: TaskData, seed: int, accelerator: Accelerator):
         self.family, self.plan, self.data, self.seed = family, plan, data, seed
         self.accelerator = accelerator
         self.train_examples = batches.subset(data.splits["train"], plan.training_rows)
@@ -281,9 +299,7 @@ class TaskRun:
             name=f"{self.data.task.name}, {name}, seed {self.seed}",
         )
 
-    def _teacher_scores(
-        self, method: Method, examples: Examples, keep: bool
-    ) -> dict[Place, Ragged] | None:
+    def _teacher_scores(self, method: Method, examples: Examples, keep: bool) -> dict[Place, Ragged] | None:
         """The teachers' scores of `examples`, or None where the method needs none.
 
         With `keep` they are computed once for a dense model and kept in cache/.
@@ -365,9 +381,7 @@ class TaskRun:
         share = splits["dev"]["token_layers_kept"]
         self._say(f"{self.data.task.name}, {name}, seed {self.seed}: {values}; token-layers {share:.0%}")
 
-    def _judged(
-        self, examples: Examples, predictions: list[float], kept: Tensor | None
-    ) -> dict[str, Any]:
+    def _judged(self, examples: Examples, predictions: list[float], kept: Tensor | None) -> dict[str, Any]:
         """Metrics and token-layers of one dev split. `kept` is (N, L), None where tokens don't count."""
         task, labels = self.data.task, examples.labels.tolist()
         dense = int(examples.lengths.sum()) * self.family.layers
@@ -451,8 +465,69 @@ class TaskRun:
         records.write(path, record)  # last: a record that is there is finished
 
 
+def open_cache(folder: str, task: Task, prepared_by: str) -> TaskData:
+    """The cache of a task in `task_names`.
+
+    Raises UserError, naming the script to run, if it is missing or stale.
+    """
+    path = caches.path_of(folder, task.name)
+    cache = caches.load(path, prepared_by)
+    caches.check_sources(cache, path, prepared_by)
+    return TaskData.from_cache(task, cache)
+
+
 def timing_subset(data: TaskData, plan: Plan) -> Examples:
     """The fixed subset of the dev set that is timed: examples at even distances."""
     dev = data.splits["dev"]
     count = min(plan.timing_examples, len(dev))
     return dev.take(torch.linspace(0, len(dev) - 1, count).long())
+
+
+def time_variants(
+    models: dict[str, nn.Module],
+    examples: Examples,
+    make_batch: Callable[[Examples, Tensor, int | None], Batch],
+    flops_of: Callable[[Any, Batch], int],
+    plan: Plan,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The same examples through every model, in length-sorted batches and one by one.
+
+    Args:
+        models: variant → model; "dense, padded to 128" is given batches of that width, every other
+            variant batches as wide as their longest example.
+        make_batch: examples, rows and a width (None: the longest) to arguments of a model.
+        flops_of: a model and a batch to its FLOPs.
+
+    Returns:
+        As `timing.compare`, speed-ups against "dense, stock".
+    """
+    device = accelerator.device
+    in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
+    one_by_one = torch.linspace(0, len(examples) - 1, min(16, len(examples))).long().split(1)
+
+    def prepared(name: str, groups: Sequence[Tensor]) -> list[Batch]:
+        width = PADDED if "padded" in name else None
+        return [batches.to_device(make_batch(examples, rows, width), device) for rows in groups]
+
+    def runner(model: nn.Module, todo: list[Batch]) -> Callable[[], Any]:
+        def go() -> list[Tensor]:
+            with accelerator.autocast():
+                return [model(**batch).logits for batch in todo]
+
+        return go
+
+    for model in models.values():
+        model.to(device).eval()
+    todo = {name: prepared(name, in_batches) for name in models}
+    return timing.compare(
+        {name: runner(model, todo[name]) for name, model in models.items()},
+        {name: runner(model, prepared(name, one_by_one)) for name, model in models.items()},
+        {name: sum(flops_of(model, b) for b in todo[name]) for name, model in models.items()},
+        examples=len(examples),
+        singles=len(one_by_one),
+        device=device,
+        passes=plan.timing_passes,
+        fair="dense, stock",
+        ours="dense, ours",
+    )

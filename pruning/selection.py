@@ -35,9 +35,7 @@ def longest_kept(longest: int, rate: float) -> int:
     return int(count_kept(torch.tensor([longest]), rate))
 
 
-def choose(
-    scores: Tensor, mask: Tensor, kept: Tensor, width: int, keep_first: bool
-) -> tuple[Tensor, Tensor]:
+def choose(scores: Tensor, mask: Tensor, kept: Tensor, width: int, keep_first: bool) -> tuple[Tensor, Tensor]:
     """The positions of each example's `kept` best real tokens, in their old order.
 
     Scores are compared in fp32; of equal scores the earlier token stays. Padding is never chosen

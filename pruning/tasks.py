@@ -6,12 +6,13 @@ One table instead of an if-chain; everything that differs between tasks stands i
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pruning.errors import UserError
 
 DATA = Path("data")
 HOW_TO_GET_DATA = (
-    "Download the GLUE and AG News files as README says (\"The manual, step by step\") and unzip them "
+    'Download the GLUE and AG News files as README says ("The manual, step by step") and unzip them '
     "into data/, one folder a task; or try everything on sample data first: make run"
 )
 BROKEN_SHARE = 0.01  # more broken rows than this, and the file is not what it should be
@@ -145,13 +146,18 @@ def collect_rows(
     task: Task,
     path: Path,
     rows: Sequence[tuple[int, list[str]]],
-    columns: tuple[int, int | None, int],
+    columns: tuple[Any, ...],
     fields: int,
     clean: Callable[[str], str] = str.strip,
 ) -> Rows:
     """Splits rows (line number, fields) into good ones and broken ones.
 
     Broken are a wrong number of fields, an unknown label, an empty sentence.
+
+    Args:
+        columns: where the first sentence, the second (None: there is none) and the label stand.
+        fields: how many fields a good row has.
+        clean: what is done to a sentence.
 
     Raises:
         UserError: if more than 1% of the rows are broken; it names the file and the first line.
@@ -210,20 +216,19 @@ def read_tsv(task: Task, path: Path) -> Rows:
     if lines[-1] == "":
         lines.pop()
     rows = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, start=1)]
-    columns = (task.first, task.second, task.label)
+    columns: tuple[Any, ...] = (task.first, task.second, task.label)
     if task.fields is None:
         header = [name.strip() for name in rows.pop(0)[1]] if rows else []
         for column in columns:
             if column is not None and column not in header:
                 raise UserError(
-                    f"{path}, line 1: the header has no column {column!r}; it reads: "
-                    + " | ".join(header)
+                    f"{path}, line 1: the header has no column {column!r}; it reads: " + " | ".join(header)
                 )
-        columns = tuple(None if c is None else header.index(c) for c in columns)  # type: ignore[arg-type]
+        columns = tuple(None if c is None else header.index(c) for c in columns)
         fields = len(header)
     else:
         fields = task.fields
-    return collect_rows(task, path, rows, columns, fields)  # type: ignore[arg-type]
+    return collect_rows(task, path, rows, columns, fields)
 
 
 def available(tasks: Sequence[Task], data: Path = DATA) -> list[Task]:

@@ -8,9 +8,10 @@ Shapes: B examples, T positions, H units, L layers.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pruning import batches
@@ -43,7 +44,7 @@ def emission_rates(attentions: tuple[Tensor, ...]) -> list[Tensor]:
     return rates
 
 
-def gradient_sizes(model: nn.Module, batch: Batch) -> list[Tensor]:
+def gradient_sizes(model: Any, batch: Batch) -> list[Tensor]:
     """Ideal gradients: the Euclidean length of the gradient at each token of each layer's input.
 
     The gradient is that of the model's own answer (`metrics.answer_margin`).
@@ -58,7 +59,7 @@ def gradient_sizes(model: nn.Module, batch: Batch) -> list[Tensor]:
     return [gradient.float().norm(dim=2) for gradient in gradients]
 
 
-def bert_scores(model: nn.Module, batch: Batch, teachers: dict[int, str]) -> dict[Place, Tensor]:
+def bert_scores(model: Any, batch: Batch, teachers: dict[int, str]) -> dict[Place, Tensor]:
     """The scores of the teacher of each pruned layer.
 
     Args:
@@ -104,9 +105,7 @@ def score_examples(
     """
     rows_of: dict[Place, list[Tensor]] = {}
     order = []
-    for rows in tqdm(
-        batches.sorted_batches(examples.lengths, batch_size), desc="teacher", disable=quiet
-    ):
+    for rows in tqdm(batches.sorted_batches(examples.lengths, batch_size), desc="teacher", disable=quiet):
         batch = batches.to_device(make_batch(examples, rows), device)
         order.append(rows)
         for place, scores in score(batch).items():

@@ -4,6 +4,7 @@ A model is called with a batch's tensors, `labels` and `teacher_scores`, and ret
 `loss`, `logits`, `kept` and `pruning_loss`; `set_rate_share` scales its pruning rates in training.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,16 +28,18 @@ class Schedule:
     """How to train.
 
     Attributes:
-        epochs, batch_size, learning_rate: the usual ones.
+        epochs, batch_size, learning_rate: the usual ones; half an epoch is 0.5.
+        student_learning_rate: of the students, which start from nothing.
         warmup_share: of all steps, in which the learning rate rises from 0; then it falls to 0.
         ramp_share: of all steps, in which pruning rates rise from 0 to the schedule; after that, and
             so at the end, the model sees what inference does.
         weight_decay: of matrices; biases and norms have none.
     """
 
-    epochs: int
+    epochs: float
     batch_size: int
     learning_rate: float
+    student_learning_rate: float = 1e-3
     warmup_share: float = 0.1
     ramp_share: float = 0.0
     weight_decay: float = 0.01
@@ -112,7 +115,7 @@ def device_name(device: torch.device) -> str:
 
 
 def train(
-    model: nn.Module,
+    model: Any,
     examples: Examples,
     make_batch: MakeBatch,
     schedule: Schedule,
@@ -134,9 +137,10 @@ def train(
     lengths = examples.lengths
     plan = [
         _share_of(accelerator, batches.shuffled_batches(lengths, schedule.batch_size, 1_000 * seed + e))
-        for e in range(schedule.epochs)
+        for e in range(math.ceil(schedule.epochs))
     ]
-    steps = sum(map(len, plan))
+    todo = [rows for epoch in plan for rows in epoch]
+    steps = max(1, round(len(todo) * schedule.epochs / len(plan)))
     optimizer = build_optimizer(model, schedule)
     scheduler = get_linear_schedule_with_warmup(optimizer, int(schedule.warmup_share * steps), steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -145,7 +149,7 @@ def train(
     memory = Memory()
     wrapped.train()
     bar = tqdm(total=steps, desc=name, disable=not accelerator.is_main_process)
-    for step, rows in enumerate((rows for epoch in plan for rows in epoch), start=1):
+    for step, rows in enumerate(todo[:steps], start=1):
         model.set_rate_share(min(1.0, step / max(1.0, schedule.ramp_share * steps)))
         while True:
             optimizer.zero_grad(set_to_none=True)
@@ -182,14 +186,16 @@ def _share_of(accelerator: Accelerator, epoch: list[Tensor]) -> list[Tensor]:
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW; only matrices decay."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": schedule.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
+    """AdamW; only matrices decay, and the pruners' students have a learning rate of their own."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rate = schedule.student_learning_rate if "pruner" in name else schedule.learning_rate
+        decay = schedule.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()],
+        fused=True,
+    )
 
 
 def _backward(
@@ -251,9 +257,7 @@ def predict(
         while not done:
             try:
                 for piece in batches.halves(rows, memory.parts):
-                    batch = full_batch(
-                        examples, piece, make_batch, teacher_scores, accelerator.device
-                    )
+                    batch = full_batch(examples, piece, make_batch, teacher_scores, accelerator.device)
                     with accelerator.autocast():
                         done.append(model(**batch))
             except RuntimeError as error:

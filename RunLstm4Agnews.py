@@ -1,0 +1,62 @@
+"""Trains the LSTM on AG News with sequence pruning, evaluates it, and writes records/LSTM/.
+
+    cache/lstm/agnews.pt  →  records/LSTM/
+
+Run it without parameters, after PrepareAgnews4Lstm.py. Change what is between the two rulers below, and run
+it again: finished runs are skipped, what a setting changes is run anew, older records stay.
+"""
+
+from pruning import lstm_runs, records, tasks
+from pruning.runs import Plan
+from pruning.training import Schedule
+
+# ----------------------------------------------------------------------------------------------
+# Settings
+target_prune_rate = 0.5  # share of each sentence's words that is removed, in [0, 1]
+pruning_methods = [
+    "random",
+    "head",
+    "tail",
+    "frequency",
+    "lstm student",
+    "lstm",  # the teacher: an upper bound
+]
+seeds = [0]  # everything is run once for each
+training_rows = None  # rows drawn from the training set; None: all of them
+dense_epochs = 4
+pruned_epochs = 2  # of every pruned model, which starts as the dense one
+batch_size = 32
+learning_rate = 2e-3
+student_learning_rate = 2e-3  # of the students, which start from nothing
+ramp_share = 0.5  # of a pruned model's training, in which its rate rises from 0 to target_prune_rate
+evaluation_batch_size = 256
+timing_examples = 512  # of the dev set, at even distances
+timing_passes = 5
+shown_examples = 20  # sentences on the page beside each record
+# ----------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    common = {"batch_size": batch_size, "learning_rate": learning_rate}
+    plan = Plan(
+        methods=pruning_methods,
+        seeds=seeds,
+        training_rows=training_rows,
+        dense=Schedule(epochs=dense_epochs, **common),
+        pruned=Schedule(
+            epochs=pruned_epochs,
+            ramp_share=ramp_share,
+            student_learning_rate=student_learning_rate,
+            **common,
+        ),
+        evaluation_batch_size=evaluation_batch_size,
+        timing_examples=timing_examples,
+        timing_passes=timing_passes,
+        shown_examples=shown_examples,
+        settings=records.settings_block(globals()),
+    )
+    lstm_runs.run("RunLstm4Agnews.py", "PrepareAgnews4Lstm.py", [tasks.AGNEWS], target_prune_rate, plan)
+
+
+if __name__ == "__main__":
+    main()
