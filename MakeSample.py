@@ -131,10 +131,10 @@ def agnews_row(rng: random.Random) -> list[str]:
 
 
 MRPC_HEADER = ["\ufeffQuality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
-STSB_HEADER = (
-    ["index", "genre", "filename", "year", "old_index"]
-    + ["source1", "source2", "sentence1", "sentence2", "score"]
-)  # fmt: skip
+STSB_HEADER = [
+    *("index", "genre", "filename", "year", "old_index"),
+    *("source1", "source2", "sentence1", "sentence2", "score"),
+]
 
 
 def write_tsv(path: Path, header: list[str], rows: list[list[str]]) -> None:
@@ -211,7 +211,7 @@ def main() -> None:
     for folder in ("cache", "records"):
         (SAMPLE / folder).mkdir(exist_ok=True)
     print(
-        f"{SAMPLE}/: {train_rows} training and {dev_rows} dev rows of SST-2, MRPC, STS-B and AG News, made up;\n"
+        f"{SAMPLE}/: {train_rows} training and {dev_rows} dev rows of SST-2, MRPC, STS-B, AG News, made up;\n"
         "all-MiniLM-L6-v2 (6 layers of 384, Apache-2.0) as a TensorFlow checkpoint. Its card says that\n"
         "MultiNLI and Quora were in its training data: results on MNLI and QQP with it are not clean."
     )

@@ -186,7 +186,7 @@ class TaskRun:
             "seed": seed,
             "cache": data.identity,
             "training_rows": len(self.train_examples),
-            "training": vars(plan.dense),
+            "training": {k: v for k, v in vars(plan.dense).items() if k != "student_learning_rate"},
             **family.affects,
         }
         self.dense_key = records.key_of(self.dense_affects)
