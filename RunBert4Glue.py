@@ -22,7 +22,18 @@ from ModifiedModelingBert import (
     check_schedule,
     methods_by_layer,
 )
-from pruning import bert_folder, caches, pruners, records, runs, tasks, teachers, timing, training
+from pruning import (
+    bert_folder,
+    caches,
+    pruners,
+    records,
+    runs,
+    selection,
+    tasks,
+    teachers,
+    timing,
+    training,
+)
 from pruning.batches import Examples, bert_batch
 from pruning.errors import UserError
 from pruning.pruners import StudentPruner
@@ -139,8 +150,9 @@ class BertFamily(runs.Family):
     def time(
         self, data: TaskData, dense: nn.Module, pruned: nn.Module | None, plan: Plan, accelerator: Accelerator
     ) -> dict[str, Any]:
-        stock = BertForSequenceClassification(dense.config)
-        stock.load_state_dict(dense.state_dict())
+        stock = BertForSequenceClassification.from_pretrained(
+            None, config=dense.config, state_dict=dense.state_dict()
+        )
         models = {
             "dense, padded to 128": stock,
             "dense, stock": stock,
@@ -162,18 +174,18 @@ def read_weights(path) -> State:
         raise UserError(f"{path} cannot be read as PyTorch weights: {error}") from error
 
 
-@torch.no_grad()
-def flops_of(model: nn.Module, batch: Batch) -> int:
+def flops_of(model: Any, batch: Batch) -> int:
     """FLOPs of one batch through a BERT classifier, pruned or not, by `timing.bert_flops`."""
     rows, width = batch["input_ids"].shape
-    layers = model.config.num_hidden_layers
-    kept = getattr(model(**batch), "kept", None)
-    widths = [width] * layers if kept is None else [places.shape[1] for places in kept]
-    students = [0] * layers
-    for layer, pruner in getattr(model.bert.encoder, "pruners", {}).items():
-        if isinstance(pruner, StudentPruner):
-            students[int(layer)] = pruner.flops()
-    return rows * timing.bert_flops(model.config, widths, [width, *widths[:-1]], students)
+    encoder = model.bert.encoder
+    entering, widths, students = [], [], []
+    for layer in range(model.config.num_hidden_layers):
+        pruner = encoder.pruners[str(layer)] if str(layer) in getattr(encoder, "pruners", {}) else None
+        entering.append(width)
+        students.append(pruner.flops() if isinstance(pruner, StudentPruner) else 0)
+        width = width if pruner is None else selection.longest_kept(width, encoder.schedule[layer])
+        widths.append(width)
+    return rows * timing.bert_flops(model.config, widths, entering, students)
 
 
 def check_settings(layers: int) -> None:

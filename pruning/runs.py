@@ -36,6 +36,8 @@ from pruning.training import Schedule
 
 PADDED = 128  # the length that the first code, and most papers, pad every input to
 
+SINGLES = 8  # examples that are timed one by one
+
 Method = str | list[str]
 State = dict[str, Tensor]
 
@@ -504,7 +506,7 @@ def time_variants(
     """
     device = accelerator.device
     in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
-    one_by_one = torch.linspace(0, len(examples) - 1, min(16, len(examples))).long().split(1)
+    one_by_one = torch.linspace(0, len(examples) - 1, min(SINGLES, len(examples))).long().split(1)
 
     def prepared(name: str, groups: Sequence[Tensor]) -> list[Batch]:
         width = PADDED if "padded" in name else None

