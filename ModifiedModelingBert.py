@@ -305,7 +305,10 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
         self.bert.encoder.rate_share = share
 
     def set_frequencies(self, counts: Tensor) -> None:
-        """Tells the `frequency` pruners how often each word (V,) stands in the training text."""
+        """Tells the `frequency` pruners how often each word (V,) stands in the training text.
+
+        A vocabulary may be shorter than the embedding, which some BERTs round up.
+        """
         for pruner in self.bert.encoder.pruners.values():
             if isinstance(pruner, FrequencyPruner):
-                pruner.counts.copy_(counts)
+                pruner.counts[: len(counts)] = counts

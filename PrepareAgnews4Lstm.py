@@ -29,7 +29,7 @@ def read_csv(task: Task, path: Path) -> Rows:
     Raises:
         UserError: for bytes that are not UTF-8, a quote that is never closed, more than 1% broken rows.
     """
-    tasks.decode(path)  # only to name the line of a byte that is not UTF-8, which pandas does not
+    text = tasks.decode(path)  # also names the line of a byte that is not UTF-8, which pandas does not
     try:
         table = pd.read_csv(
             path,
@@ -50,6 +50,8 @@ def read_csv(task: Task, path: Path) -> Rows:
     for row in fields:
         rows.append((line, row))
         line += 1 + sum(field.count("\n") for field in row)
+    if text.count('"') % 2:
+        raise UserError(f"{path}: a quote is never closed; the last row read starts in line {rows[-1][0]}")
     columns = (task.first, task.second, task.label)
     found = tasks.collect_rows(task, path, rows, columns, task.fields or 0, clean)
     texts = [f"{title} {text}" for title, text in zip(found.first, found.second or [], strict=True)]

@@ -2,7 +2,7 @@
 
     sample/data, sample/bert  →  sample/cache  →  sample/records
 
-It calls the scripts just as a user would run them, from the folder sample/ and with small settings, and prints
+It calls the scripts as a user would run them, from the folder sample/ and with small settings, and prints
 one table in the end. A user's own data/, bert/, cache/ and records/ are not touched.
 """
 

@@ -96,8 +96,8 @@ def load(path: Path, prepared_by: str, *, fast: bool = False) -> dict[str, Any]:
     try:
         cache = torch.load(path, weights_only=True, mmap=fast)
         layout = cache["layout"]
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({error}). Run: python {prepared_by}") from error
+    except Exception:  # damaged, no cache at all, or one that would run code: never opened further
+        raise UserError(f"{path} cannot be read as a cache. Run: python {prepared_by}") from None
     if layout != LAYOUT:
         raise UserError(f"{path} has layout {layout}, this version reads {LAYOUT}. Run: python {prepared_by}")
     return cache

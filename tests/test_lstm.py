@@ -1,0 +1,112 @@
+"""The LSTM classifier and its teacher."""
+
+import pytest
+import torch
+
+from pruning import pruners
+from pruning.lstm import HIDDEN, PrunedLstmClassifier, pick_packing
+from pruning.pruners import LSTM_TEACHERS
+
+DEPLOYABLE = [m for m in pruners.methods_of(LSTM_TEACHERS) if not pruners.is_teacher(m)]
+
+
+def build(method=None, rate=0.0, pair=False, outputs=4):
+    torch.manual_seed(0)
+    model = PrunedLstmClassifier(50, outputs, pair=pair, method=method, rate=rate).eval()
+    model.set_frequencies(torch.rand(50) * 100)
+    return model
+
+
+@pytest.fixture
+def batch():
+    lengths = torch.tensor([20, 11, 3, 1])
+    mask = torch.arange(20) < lengths[:, None]
+    return {"ids": torch.randint(1, 50, (4, 20)) * mask, "mask": mask}
+
+
+def pairs(batch):
+    return {**batch, "second_ids": batch["ids"].flip(0), "second_mask": batch["mask"].flip(0)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [None, *DEPLOYABLE])
+def test_packed_and_padded_agree(batch, method):
+    model = build(method, 0.5)
+    padded = model(**batch).logits
+    model.packed = True
+    torch.testing.assert_close(model(**batch).logits, padded, atol=1e-5, rtol=0)
+    assert pick_packing(model, batch["ids"], batch["mask"]) in (True, False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("method", [None, *DEPLOYABLE])
+def test_alone_in_any_batch_and_with_any_padding_the_same(batch, method, pair):
+    model = build(method, 0.4, pair)
+    given = pairs(batch) if pair else batch
+    together = model(**given)
+    for row in range(4):
+        for extra in (0, 15):
+            alone = {}
+            for name, tensor in given.items():
+                mask = given["second_mask" if "second" in name else "mask"]
+                cut = tensor[row : row + 1, : int(mask[row].sum())]
+                alone[name] = torch.nn.functional.pad(cut, (0, extra))
+            output = model(**alone)
+            torch.testing.assert_close(output.logits[0], together.logits[row], atol=1e-5, rtol=0)
+            for ours, theirs in zip(output.kept or (), together.kept or (), strict=True):
+                assert set(ours[0].tolist()) - {-1} == set(theirs[row].tolist()) - {-1}
+
+
+@torch.no_grad()
+def test_pruned_output_is_that_of_the_kept_words(batch):
+    model = build("frequency", 0.6)
+    output = model(**batch)
+    dense = build()
+    dense.load_state_dict(model.state_dict(), strict=False)
+    for row, length in enumerate((20, 11, 3, 1)):
+        places = output.kept[0][row]
+        places = places[places >= 0]
+        assert len(places) == length - int(length * 0.6)
+        ids = batch["ids"][row : row + 1, places]
+        alone = dense(ids, torch.ones_like(ids).bool())
+        torch.testing.assert_close(alone.logits[0], output.logits[row], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_each_sentence_of_a_pair_is_pruned_by_itself(batch):
+    output = build("tail", 0.5, pair=True)(**pairs(batch))
+    assert [(k >= 0).sum(1).tolist() for k in output.kept] == [[10, 6, 2, 1], [1, 2, 6, 10]]
+
+
+@torch.no_grad()
+def test_the_teacher_is_the_mean_input_gate(batch):
+    model = build()
+    gates = model.input_gates(batch["ids"], batch["mask"])
+    lstm, states = model.lstm, model.embedding(batch["ids"])
+    hidden = cell = torch.zeros(4, HIDDEN)
+    for t in range(20):
+        gate = states[:, t] @ lstm.weight_ih_l0.T + lstm.bias_ih_l0
+        gate = gate + hidden @ lstm.weight_hh_l0.T + lstm.bias_hh_l0
+        i, f, g, o = gate.chunk(4, dim=1)
+        torch.testing.assert_close(gates[:, t], i.sigmoid().mean(1) * batch["mask"][:, t])
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()
+
+
+@pytest.mark.parametrize("method", pruners.methods_of(LSTM_TEACHERS))
+def test_every_method_trains(batch, method):
+    model = build(method, 0.5).train()
+    scores = {"first": torch.rand(4, 20)} if pruners.teacher_of(method) else None
+    output = model(**batch, labels=torch.tensor([0, 1, 2, 3]), teacher_scores=scores)
+    assert (output.pruning_loss is not None) == (method == "lstm student")
+    loss = output.loss + (0 if output.pruning_loss is None else output.pruning_loss)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        build("head", 1.5)
+    with pytest.raises(ValueError, match="unknown pruning method"):
+        build("first", 0.5)

@@ -1,0 +1,258 @@
+"""The patched BERT: parity with the stock one, real removal, the same in any batch, saved and loaded."""
+
+import pytest
+import torch
+from conftest import LAYERS, tiny_config
+from transformers import BertForSequenceClassification
+
+from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification, PrunedBertModel
+from pruning import pruners
+from pruning.pruners import BERT_TEACHERS
+
+DEPLOYABLE = [m for m in pruners.methods_of(BERT_TEACHERS) if not pruners.is_teacher(m)]
+
+
+def build(schedule=None, methods="head", **changes) -> PrunedBertForSequenceClassification:
+    torch.manual_seed(0)
+    config = PrunedBertConfig(
+        **tiny_config(**changes), num_labels=2, pruning_schedule=schedule, pruning_methods=methods
+    )
+    model = PrunedBertForSequenceClassification(config).eval()
+    model.set_frequencies(torch.rand(64) * 100)
+    with torch.no_grad():
+        for pruner in model.bert.encoder.pruners.parameters():
+            pruner.normal_()  # students as they come would hardly tell tokens apart
+    return model
+
+
+@pytest.fixture
+def batch():
+    """Four examples of 17, 9, 4 and 1 real tokens."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([17, 9, 4, 1])
+    mask = (torch.arange(17) < lengths[:, None]).long()
+    ids = torch.randint(5, 64, (4, 17), generator=generator) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": (torch.arange(17) > 5) * mask}
+
+
+def kept_sets(output, row):
+    return [set(layer[row].tolist()) - {-1} for layer in output.kept]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("schedule", [None, [0, 0, 0]])
+def test_a_schedule_of_zeros_is_stock_bert(batch, attention, schedule):
+    ours = build(schedule)
+    stock = BertForSequenceClassification(ours.config).eval()
+    stock.load_state_dict(ours.state_dict())
+    for model in (ours, stock):
+        model.set_attn_implementation(attention)
+    with torch.no_grad():
+        assert torch.equal(ours(**batch).logits, stock(**batch).logits)
+        assert torch.equal(
+            ours(input_ids=batch["input_ids"]).logits, stock(input_ids=batch["input_ids"]).logits
+        )
+
+
+def test_pruned_output_is_that_of_the_kept_tokens_in_shorter_layers(batch):
+    model = build([0, 0.5, 0.4], ["head", "tail", "frequency"])
+    row = {name: tensor[:1] for name, tensor in batch.items()}
+    with torch.no_grad():
+        output = model(**row)
+        states = model.bert.embeddings(row["input_ids"], row["token_type_ids"])
+        alive = torch.arange(17)
+        for layer, kept in zip(model.bert.encoder.layer, output.kept, strict=True):
+            stay = torch.tensor([list(alive).index(place) for place in kept[0]])
+            states, alive = states[:, stay], alive[stay]
+            states = layer(states, None)
+        logits = model.classifier(model.bert.pooler(states))
+    assert [k.shape[1] for k in output.kept] == [17, 9, 6]
+    assert states.shape[1] == 6
+    torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", DEPLOYABLE)
+def test_alone_in_any_batch_and_with_any_padding_the_same(batch, method):
+    model = build([0.3, 0, 0.5], method)
+    with torch.no_grad():
+        together = model(**batch)
+        for row, length in enumerate((17, 9, 4, 1)):
+            alone = model(**{name: tensor[row : row + 1, :length] for name, tensor in batch.items()})
+            wide = {
+                name: torch.nn.functional.pad(tensor[[row, 0]], (0, 40)) for name, tensor in batch.items()
+            }
+            padded = model(**wide)
+            for other, index in ((alone, 0), (padded, 0)):
+                assert kept_sets(other, index) == kept_sets(together, row)
+                torch.testing.assert_close(other.logits[index], together.logits[row], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", DEPLOYABLE)
+def test_counts_cls_and_order(batch, method):
+    model = build([0.5, 0.5, 0.5], method)
+    with torch.no_grad():
+        output = model(**batch)
+    for row, counts in enumerate(([9, 5, 3], [5, 3, 2], [2, 1, 1], [1, 1, 1])):
+        sets = kept_sets(output, row)
+        assert [len(s) for s in sets] == counts
+        assert all(0 in s for s in sets)
+        assert sets[2] <= sets[1] <= sets[0]
+    for layer in output.kept:
+        places = layer[0][layer[0] >= 0]
+        assert (places[1:] > places[:-1]).all()
+
+
+def test_head_and_tail_drop_from_their_ends(batch):
+    with torch.no_grad():
+        head = build([0.5, 0, 0], "head")(**batch)
+        tail = build([0.5, 0, 0], "tail")(**batch)
+    assert head.kept[0][0].tolist() == [0, *range(9, 17)]
+    assert tail.kept[0][0].tolist() == list(range(9))
+    assert head.kept[2].shape[1] == 9
+
+
+def test_left_padding_keeps_the_same_tokens(batch):
+    model = build([0.5, 0.5, 0], "ideal gradients student")
+    left = {  # the real tokens in their order, behind the padding
+        name: torch.stack([t.roll(17 - n) for t, n in zip(tensor, (17, 9, 4, 1), strict=True)])
+        for name, tensor in batch.items()
+    }
+    positions = (left["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        right, moved = model(**batch), model(**left, position_ids=positions)
+    for row in range(4):
+        assert kept_sets(moved, row) == kept_sets(right, row)
+    torch.testing.assert_close(moved.logits, right.logits, atol=1e-5, rtol=0)
+
+
+def test_evaluation_draws_nothing_at_random_and_seeds_differ(batch):
+    model = build([0.5, 0, 0], "random")
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        first, second = model(**batch), model(**batch)
+        after = torch.get_rng_state()
+        other = build([0.5, 0, 0], "random")
+        other.bert.encoder.pruners["0"].salt += 1_009  # the next seed
+        third = other(**batch)
+    assert torch.equal(first.kept[0], second.kept[0])
+    assert not torch.equal(first.kept[0], third.kept[0])
+    assert torch.equal(state, after)
+
+
+def test_a_rate_of_one_leaves_cls(batch):
+    with torch.no_grad():
+        output = build([0, 1, 0], "tail")(**batch)
+    assert output.kept[1].tolist() == [[0]] * 4
+
+
+@pytest.mark.parametrize("method", pruners.methods_of(BERT_TEACHERS))
+def test_every_method_trains_and_forward_steps_nothing(batch, method):
+    model = build([0, 0.5, 0.5], method).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scores = {layer: torch.rand(4, 17) for layer in (1, 2)} if pruners.teacher_of(method) else None
+    output = model(**batch, labels=torch.tensor([0, 1, 0, 1]), teacher_scores=scores)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert (output.pruning_loss is not None) == method.endswith(" student")
+    loss = output.loss + (0 if output.pruning_loss is None else output.pruning_loss)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_the_student_learns_without_moving_the_model(batch):
+    model = build([0, 0.5, 0], "ideal gradients student").train()
+    output = model(**batch, teacher_scores={1: torch.rand(4, 17)})
+    output.pruning_loss.backward()
+    with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient and all("pruners" in name for name in with_gradient)
+
+
+def test_the_student_needs_no_teacher_at_evaluation(batch):
+    model = build([0, 0.5, 0], "ideal gradients student")
+    with torch.no_grad():
+        alone = model(**batch)
+        helped = model(**batch, teacher_scores={1: torch.rand(4, 17)})
+    assert torch.equal(alone.kept[1], helped.kept[1])
+    assert alone.pruning_loss is None and helped.pruning_loss is None
+
+
+def test_a_teacher_prunes_by_its_scores_also_after_another_layer_pruned(batch):
+    model = build([0.5, 0.5, 0], ["tail", "ideal gradients", "head"])
+    scores = torch.zeros(4, 17)
+    scores[:, 6:] = torch.arange(11.0) + 1  # of the tokens that `tail` leaves, 8 and 7 are best
+    with torch.no_grad():
+        output = model(**batch, teacher_scores={1: scores})
+        assert output.kept[1][0].tolist() == [0, 1, 6, 7, 8]
+        with pytest.raises(ValueError, match="teacher"):
+            model(**batch)
+
+
+def test_rates_may_rise_in_training_but_not_at_evaluation(batch):
+    model = build([0.8, 0, 0], "tail")
+    model.set_rate_share(0.5)
+    assert model.train()(**batch).kept[0].shape[1] == 11  # 17 - floor(17 · 0.4)
+    assert model.eval()(**batch).kept[0].shape[1] == 4  # 17 - floor(17 · 0.8)
+
+
+def test_saved_and_loaded_with_schedule_methods_and_pruners(batch, tmp_path):
+    methods = ["ideal emission rate student", "frequency", "random"]
+    model = build([0.3, 0.3, 0.3], methods)
+    model.save_pretrained(tmp_path)
+    loaded, info = PrunedBertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.config.pruning_schedule == [0.3, 0.3, 0.3]
+    assert loaded.config.pruning_methods == methods
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**batch).logits, model(**batch).logits)
+
+
+def test_any_hugging_face_folder_loads_and_stock_names_stay(tmp_path):
+    ours = build()
+    stock = BertForSequenceClassification(ours.config)
+    assert set(stock.state_dict()) == set(ours.state_dict())
+    stock.bert.save_pretrained(tmp_path)
+    pruned = PrunedBertForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=3, pruning_schedule=[0, 0.5, 0], pruning_methods="frequency"
+    )
+    assert torch.equal(pruned.bert.pooler.dense.weight, stock.bert.pooler.dense.weight)
+    assert torch.equal(pruned.bert.encoder.pruners["1"].counts, torch.zeros(64))
+    extra = set(pruned.state_dict()) - set(stock.state_dict())
+    assert extra == {"bert.encoder.pruners.1.counts"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "methods", "message"),
+    [
+        ([0.5], "head", f"1 rates, but this BERT has {LAYERS} layers"),
+        ([0, 1.5, 0], "head", "layer 1: .*between 0 and 1"),
+        ([0, 0.5, 0], "heads", "unknown pruning method 'heads'"),
+        ([0, 0.5, 0], ["head"], "one for each of the 3 layers"),
+        ([0, 0.5, 0], "lstm", "unknown pruning method 'lstm'"),
+    ],
+)
+def test_wrong_settings_are_refused(schedule, methods, message):
+    with pytest.raises(ValueError, match=message):
+        build(schedule, methods)
+
+
+def test_what_cannot_be_pruned_is_refused(batch):
+    with pytest.raises(ValueError, match="decoder"):
+        PrunedBertModel(PrunedBertConfig(**tiny_config(), is_decoder=True))
+    model = build([0, 0.5, 0], "frequency")
+    embedded = model.bert.embeddings.word_embeddings(batch["input_ids"])
+    with pytest.raises(ValueError, match="input_ids"):
+        model(inputs_embeds=embedded)
+    with pytest.raises(ValueError, match="exactly one"):
+        model(input_ids=batch["input_ids"], inputs_embeds=embedded)
+    with pytest.raises(ValueError, match="shape"):
+        model(batch["input_ids"], attention_mask=torch.ones(4, 17, 17))
+
+
+def test_hidden_states_and_attentions_come_as_usual(batch):
+    model = build([0, 0.5, 0], "head")
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert [h.shape[1] for h in output.hidden_states] == [17, 17, 9, 9]
+    assert [a.shape[-1] for a in output.attentions] == [17, 9, 9]

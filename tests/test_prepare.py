@@ -1,0 +1,152 @@
+"""The three Prepare scripts, as a user runs them."""
+
+import json
+
+import pytest
+import torch
+from conftest import SHARED, write_task
+
+import PrepareAgnews4Lstm
+import PrepareGlue4Bert
+import PrepareGlue4Lstm
+from pruning import bert_folder, caches, preparing, words
+from pruning.batches import Examples
+from pruning.errors import UserError
+
+
+def load(path):
+    cache = caches.load(path, "")
+    return cache, {name: Examples.from_columns(part) for name, part in cache["splits"].items()}
+
+
+def test_bert_caches_hold_the_joined_pairs(full_world, capsys):
+    PrepareGlue4Bert.main()
+    printed = capsys.readouterr().out
+    assert "qqp: skipped, no folder" in printed and str(full_world / "data" / "QQP") in printed
+    cache, splits = load(full_world / "cache/bert/mrpc.pt")
+    assert set(splits) == {"train", "dev"} and len(splits["train"]) == 24
+    text = preparing.decode(splits["train"], 0, cache["vocabulary"])
+    first, second, rest = text.split(" [SEP]")
+    assert first.startswith("[CLS] ") and second and rest == ""
+    starts = splits["train"].second_starts
+    assert text.split()[int(starts[0]) - 1] == "[SEP]"
+    assert splits["train"].labels[:4].tolist() == [0, 1, 0, 1]
+    assert cache["counts"].sum() == len(splits["train"].ids.flat)
+    assert cache["settings"]["max_length"] == 128 and not cache["sample"]
+
+
+def test_stsb_stays_real_valued(full_world):
+    PrepareGlue4Bert.main()
+    PrepareGlue4Lstm.main()
+    for model in ("bert", "lstm"):
+        labels = load(full_world / f"cache/{model}/sts-b.pt")[1]["train"].labels
+        assert labels[:4].tolist() == pytest.approx([0, 0.48, 0.96, 1.44])
+
+
+def test_preparing_again_does_nothing_until_something_changed(full_world, capsys):
+    PrepareGlue4Bert.main()
+    path = full_world / "cache/bert/sst-2.pt"
+    before = path.stat().st_mtime_ns
+    capsys.readouterr()
+    PrepareGlue4Bert.main()
+    assert "sst-2: cache/bert/sst-2.pt is up to date" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == before
+    with open(full_world / "data/SST-2/train.tsv", "a") as file:
+        file.write("a great film\t1\n")
+    PrepareGlue4Bert.main()
+    assert len(load(path)[1]["train"]) == 25
+
+
+def test_long_sequences_are_cut_the_longer_sentence_first(world, monkeypatch):
+    def row(rng, index):
+        return f"{index}\t{'good ' * 300}\tbad film\tentailment"
+
+    write_task(world / "data/RTE", "index\tsentence1\tsentence2\tlabel", row)
+    PrepareGlue4Bert.main()
+    cache, splits = load(world / "cache/bert/rte.pt")
+    words_ = preparing.decode(splits["train"], 0, cache["vocabulary"]).split()
+    assert len(words_) == 128 and words_[-4:] == ["[SEP]", "bad", "film", "[SEP]"]
+    monkeypatch.setattr(PrepareGlue4Bert, "max_length", 64)
+    PrepareGlue4Bert.main()
+    assert load(world / "cache/bert/rte.pt")[1]["train"].lengths.max() == 64
+
+
+def test_casing_comes_from_the_bert(world):
+    assert bert_folder.tokenizer_settings()["do_lower_case"] is True
+    vocabulary = world / "bert/vocab.txt"
+    vocabulary.write_text(vocabulary.read_text() + "Paris\n")
+    assert bert_folder.tokenizer_settings()["do_lower_case"] is False
+    tokenizer = PrepareGlue4Bert.build_tokenizer(bert_folder.read_vocabulary(), 128)
+    assert tokenizer.encode("Paris good Good").tokens == ["[CLS]", "Paris", "good", "[UNK]", "[SEP]"]
+    (world / "bert/tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    assert bert_folder.tokenizer_settings()["do_lower_case"] is True
+
+
+@pytest.mark.skipif(not (SHARED / "vocab").is_dir(), reason="no ../shared/vocab beside the checkout")
+@pytest.mark.parametrize(("name", "lower"), [("uncased", True), ("cased", False)])
+def test_casing_of_the_real_vocabularies(world, name, lower):
+    (world / "bert/vocab.txt").write_bytes((SHARED / "vocab" / f"{name}.txt").read_bytes())
+    assert bert_folder.tokenizer_settings()["do_lower_case"] is lower
+    tokenizer = PrepareGlue4Bert.build_tokenizer(bert_folder.read_vocabulary(), 128)
+    tokens = tokenizer.encode("Élan in Washington").tokens
+    assert tokens[-2] == ("washington" if lower else "Washington") and "[UNK]" not in tokens
+
+
+@pytest.mark.parametrize("script", [PrepareGlue4Bert, PrepareGlue4Lstm, PrepareAgnews4Lstm])
+def test_without_data_the_scripts_say_how_to_get_it(world, script):
+    with pytest.raises(UserError, match="no data found") as error:
+        script.main()
+    assert "README" in str(error.value)
+
+
+def test_without_a_vocabulary_the_script_says_so(world):
+    (world / "bert/vocab.txt").unlink()
+    with pytest.raises(UserError, match="no vocabulary"):
+        PrepareGlue4Bert.main()
+
+
+def test_a_folder_without_its_files_is_an_error(full_world):
+    (full_world / "data/SST-2/dev.tsv").unlink()
+    with pytest.raises(UserError, match=r"sst-2: data/SST-2 is there, but not data/SST-2/dev\.tsv"):
+        PrepareGlue4Bert.main()
+
+
+def test_broken_rows_are_shown(full_world, capsys):
+    path = full_world / "data/SST-2/train.tsv"
+    path.write_text(path.read_text() * 1 + "a good film\t1\n" * 200 + "no label\n")
+    PrepareGlue4Bert.main()
+    printed = capsys.readouterr().out
+    assert "224 rows, 1 broken and skipped" in printed
+    assert "line 226: 1 fields instead of 2" in printed
+
+
+def test_lstm_caches_hold_both_sentences(full_world):
+    PrepareGlue4Lstm.main()
+    cache, splits = load(full_world / "cache/lstm/mrpc.pt")
+    train = splits["train"]
+    assert train.second_ids is not None
+    first, second = preparing.decode(train, 0, cache["vocabulary"]).split(" | ")
+    line = (full_world / "data/MRPC/train.tsv").read_text(encoding="utf-8-sig").split("\n")[1]
+    assert line.split("\t")[3:] == [first, second]
+    assert torch.equal(train.lengths, train.ids.lengths + train.second_ids.lengths)
+
+
+def test_agnews_cache(full_world):
+    PrepareAgnews4Lstm.main()
+    cache, splits = load(full_world / "cache/lstm/agnews.pt")
+    assert splits["train"].labels[:5].tolist() == [0, 1, 2, 3, 0]
+    line = (full_world / "data/ag_news_csv/train.csv").read_text().split("\n")[0]
+    text = line.replace('"', "").split(",", 1)[1].replace(",", " ")
+    assert preparing.decode(splits["train"], 0, cache["vocabulary"]) == text
+
+
+def test_words_are_lower_cased_and_not_glued():
+    texts = words.standardize(["Wall Street's\\band", "ÉLAN – don’t", "a/b 3.5%", "!?"])
+    cleaned = [text.decode().strip() for text in texts.numpy()]
+    assert cleaned == ["wall streets band", "élan dont", "a b 3 5", ""]
+
+
+def test_every_row_keeps_a_word_and_the_vocabulary_is_the_trainings():
+    vectorization = words.build_vocabulary(["b b b a a c"], 5)
+    ids = words.vectorize(["a b", "...", "new c !"], vectorization, "")
+    assert [row.tolist() for row in map(ids.row, range(3))] == [[3, 2], [1], [1, 4]]

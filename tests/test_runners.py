@@ -1,0 +1,323 @@
+"""The runners as a user runs them: edit the settings, call main()."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import PrepareAgnews4Lstm
+import PrepareGlue4Bert
+import PrepareGlue4Lstm
+import RunBert4Glue
+import RunLstm4Agnews
+import RunLstm4Glue
+from pruning import records, runs, training
+from pruning.errors import UserError
+
+SMALL = {
+    "seeds": [0],
+    "dense_epochs": 1,
+    "pruned_epochs": 1,
+    "batch_size": 8,
+    "timing_examples": 4,
+    "timing_passes": 1,
+    "shown_examples": 3,
+}
+BERT = SMALL | {"pruning_schedule": [0, 0.5, 0.5], "task_names": ["sst-2"], "pruning_methods": ["head"]}
+LSTM = SMALL | {"target_prune_rate": 0.5, "pruning_methods": ["lstm student"]}
+
+
+@pytest.fixture
+def bert(full_world, monkeypatch):
+    """main() of RunBert4Glue with small settings and whatever else is given."""
+    PrepareGlue4Bert.main()
+    return runner(RunBert4Glue, BERT, monkeypatch)
+
+
+@pytest.fixture
+def lstm(full_world, monkeypatch):
+    PrepareGlue4Lstm.main()
+    return runner(RunLstm4Glue, LSTM | {"task_names": ["sst-2"]}, monkeypatch)
+
+
+def runner(module, settings, monkeypatch):
+    def main(**changes):
+        for name, value in (settings | changes).items():
+            monkeypatch.setattr(module, name, value)
+        module.main()
+
+    return main
+
+
+def found(model, **wanted):
+    """Records by method, of those with these fields."""
+    chosen = [r for r in records.read_all(model) if all(r[k] == v for k, v in wanted.items())]
+    return {r["method"]: r for r in chosen}
+
+
+def files(world, model):
+    return {p: p.stat().st_mtime_ns for p in (world / "records" / model).glob("*/*.json")}
+
+
+def test_bert_every_method_and_a_mixture(bert, full_world, capsys):
+    mixed = ["head", "frequency", "ideal gradients student"]
+    bert(pruning_methods=[*RunBert4Glue.pruning_methods, mixed])
+    made = found("BERT")
+    assert set(made) == {"dense", *RunBert4Glue.pruning_methods[:-1], "frequency + ideal gradients student"}
+    for method, record in made.items():
+        split = record["splits"]["dev"]
+        assert len(split["predictions"]) == 12
+        assert record["settings"]["pruning_schedule"] == [0, 0.5, 0.5]
+        assert record["loss_curve"] and record["sample"] is False
+        if method == "dense":
+            assert split["token_layers_kept"] == 1
+            continue
+        assert 0.5 < split["token_layers_kept"] < 0.7
+        assert split["tokens_by_layer"][0] > split["tokens_by_layer"][1] > split["tokens_by_layer"][2]
+        assert (record["timings"] is None) == (method in ("ideal gradients", "ideal emission rate"))
+    timings = made["head"]["timings"]
+    assert set(timings) == {"dense, padded to 128", "dense, stock", "dense, ours", "pruned"}
+    assert timings["dense, stock"]["speedup"] == 1 and timings["dense, ours"]["share_of_bound"] == 1
+    assert (
+        timings["pruned"]["flops"]
+        < timings["dense, ours"]["flops"]
+        < timings["dense, padded to 128"]["flops"]
+    )
+    page = next((full_world / "records/BERT/sst-2").glob("head-*.html")).read_text()
+    assert '<span class="gone">' in page and "dropped before layer 2" in page
+    assert (full_world / "records/BERT/sst-2.png").stat().st_size > 10_000
+    summary = (full_world / "records/BERT/summary.md").read_text()
+    assert "upper bound" in summary and "ideal gradients student" in summary
+    assert summary.split("\n\n")[1] in capsys.readouterr().out
+
+
+def test_bert_pairs_and_scores(bert):
+    bert(task_names=["mrpc", "sts-b"])
+    assert set(found("BERT", task="mrpc")["head"]["splits"]["dev"]["metrics"]) == {"f1", "accuracy"}
+    stsb = found("BERT", task="sts-b")["head"]["splits"]["dev"]
+    assert set(stsb["metrics"]) == {"pearson", "spearman"}
+    assert any(p % 1 for p in stsb["predictions"])
+
+
+def test_finished_runs_are_skipped_and_a_new_schedule_is_a_new_run(bert, full_world, capsys):
+    bert()
+    before = files(full_world, "BERT")
+    capsys.readouterr()
+    bert()
+    assert files(full_world, "BERT") == before
+    assert capsys.readouterr().out.count("finished before, skipped") == 2
+    bert(pruning_schedule=[0, 0, 0.9])
+    after = files(full_world, "BERT")
+    assert before.items() < after.items() and len(after) == len(before) + 1
+    assert {r["pruning"] for r in records.read_all("BERT")} == {"", "[0, 0.5, 0.5]", "[0, 0, 0.9]"}
+
+
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        ({"seeds": [1]}, 2),
+        ({"learning_rate": 1e-4}, 2),
+        ({"pruned_epochs": 2}, 1),
+        ({"shown_examples": 1}, 0),
+    ],
+)
+def test_a_setting_makes_new_runs_of_what_it_affects(bert, full_world, change, new):
+    bert()
+    before = files(full_world, "BERT")
+    bert(**change)
+    assert len(files(full_world, "BERT")) == len(before) + new
+
+
+def test_an_interrupted_run_leaves_no_record_and_is_redone(bert, full_world, monkeypatch):
+    real = training.predict
+    monkeypatch.setattr(training, "predict", lambda model, *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        bert()
+    assert not files(full_world, "BERT")
+    monkeypatch.setattr(training, "predict", real)
+    bert()
+    assert set(found("BERT")) == {"dense", "head"}
+
+
+def test_the_dense_model_is_trained_once_and_teachers_are_asked_once(bert, full_world, monkeypatch):
+    asked, trained = [], []
+    real_train, real_score = training.train, runs.teachers.score_examples
+    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(k["name"]) or real_train(*a, **k))
+    monkeypatch.setattr(
+        runs.teachers, "score_examples", lambda e, *a, **k: asked.append(len(e)) or real_score(e, *a, **k)
+    )
+    bert(pruning_methods=["head", "ideal gradients student"])
+    bert(pruning_methods=["tail", "ideal gradients"])
+    assert [name.split(", ")[1] for name in trained] == [
+        "dense", "head", "ideal gradients student", "tail", "ideal gradients",
+    ]  # fmt: skip
+    assert asked.count(24) == 1  # the training set once, then from cache/
+
+
+@pytest.mark.parametrize("method", ["ideal gradients", "ideal gradients student", "ideal emission rate"])
+def test_labels_are_not_used_at_evaluation(bert, full_world, method):
+    bert(pruning_methods=[method])
+    first = found("BERT")
+    cache_path = full_world / "cache/bert/sst-2.pt"
+    cache = torch.load(cache_path, weights_only=True)
+    labels = cache["splits"]["dev"]["labels"]
+    cache["splits"]["dev"]["labels"] = 1 - labels
+    torch.save(cache, cache_path)
+    (full_world / "records").rename(full_world / "before")
+    bert(pruning_methods=[method])
+    for name, record in found("BERT").items():
+        split, was = record["splits"]["dev"], first[name]["splits"]["dev"]
+        assert split["predictions"] == was["predictions"]
+        assert split["tokens_by_layer"] == was["tokens_by_layer"]
+        assert split["metrics"]["accuracy"] == pytest.approx(1 - was["metrics"]["accuracy"])
+
+
+def test_lstm_every_method(lstm, full_world):
+    lstm(pruning_methods=RunLstm4Glue.pruning_methods, task_names=["sst-2", "mrpc", "sts-b"])
+    for task in ("sst-2", "mrpc", "sts-b"):
+        made = found("LSTM", task=task)
+        wanted = {"dense", "random", "head", "tail", "frequency", "lstm student"}
+        assert set(made) >= wanted and (task == "sts-b" or "bag of words" in made)
+        assert made["lstm student"]["splits"]["dev"]["token_layers_kept"] < 0.6
+    page = next((full_world / "records/LSTM/mrpc").glob("tail-*.html")).read_text()
+    assert "&nbsp;|&nbsp;" in page
+
+
+def test_agnews(full_world, monkeypatch):
+    PrepareAgnews4Lstm.main()
+    runner(RunLstm4Agnews, LSTM | {"pruning_methods": ["lstm student", "lstm", "random"]}, monkeypatch)()
+    made = found("LSTM")
+    assert set(made) == {"dense", "lstm student", "lstm", "random", "bag of words"}
+    assert (full_world / "records/LSTM/agnews.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pruning_schedule": [0, 0.5]}, r"2 rates, but this BERT has 3 layers.*top of RunBert4Glue\.py"),
+        ({"pruning_schedule": [0, 0, 1.1]}, r"layer 2: .*between 0 and 1.*RunBert4Glue\.py"),
+        ({"pruning_methods": ["nose"]}, r"unknown pruning method 'nose'.*RunBert4Glue\.py"),
+        ({"pruning_methods": [["head"]]}, "one for each of the 3 layers"),
+        ({"task_names": ["sst2"]}, r"\['sst2'\]; known are: cola"),
+        ({"task_names": ["rte"]}, r"no cache .*rte\.pt\. Run: python PrepareGlue4Bert\.py"),
+    ],
+)
+def test_wrong_bert_settings_stop_before_any_training(bert, monkeypatch, changes, message):
+    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(UserError, match=message):
+        bert(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_prune_rate": 1.5}, r"target_prune_rate in RunLstm4Glue\.py: .*between 0 and 1"),
+        ({"pruning_methods": ["ideal gradients"]}, "unknown pruning method 'ideal gradients'"),
+        ({"task_names": []}, "empty"),
+        ({"task_names": ["wnli"]}, r"Run: python PrepareGlue4Lstm\.py"),
+    ],
+)
+def test_wrong_lstm_settings_stop_before_any_training(lstm, monkeypatch, changes, message):
+    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(UserError, match=message):
+        lstm(**changes)
+
+
+def test_another_vocabulary_or_casing_makes_the_cache_stale(bert, full_world):
+    (full_world / "bert/tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    with pytest.raises(UserError, match=r"another casing.*Run: python PrepareGlue4Bert\.py"):
+        bert()
+    vocabulary = full_world / "bert/vocab.txt"
+    vocabulary.write_text(vocabulary.read_text() + "new\n")
+    with pytest.raises(UserError, match=r"bert/vocab\.txt has changed.*Run: python PrepareGlue4Bert\.py"):
+        bert()
+
+
+def test_without_a_bert_the_runner_says_how_to_get_one(bert, full_world, capsys):
+    weights = full_world / "bert/pytorch_model.bin"
+    weights.rename(full_world / "cache/pytorch_model.bin")
+    bert()
+    assert "weights from cache/pytorch_model.bin" in capsys.readouterr().out
+    (full_world / "cache/pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"no PyTorch weights.*ConvertBert4Torch\.py"):
+        bert()
+    (full_world / "bert/config.json").unlink()
+    with pytest.raises(UserError, match="no configuration"):
+        bert()
+
+
+def test_weights_of_another_shape_are_refused(bert, full_world):
+    torch.save({"pooler.dense.bias": torch.zeros(32)}, full_world / "bert/pytorch_model.bin")
+    with pytest.raises(UserError, match="does not fit"):
+        bert()
+
+
+def test_out_of_memory_halves_the_batch_and_changes_nothing(bert, full_world, monkeypatch, capsys):
+    config = json.loads((full_world / "bert/config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (full_world / "bert/config.json").write_text(json.dumps(config))
+    bert()
+    whole = found("BERT")
+    (full_world / "records").rename(full_world / "before")
+    (full_world / "cache/bert/models").rename(full_world / "before_models")
+    real = training.full_batch
+
+    def small_memory(examples, rows, *rest):
+        if len(rows) > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return real(examples, rows, *rest)
+
+    monkeypatch.setattr(training, "full_batch", small_memory)
+    bert()
+    assert "out of memory: batches go in 2 parts from here on" in capsys.readouterr().out
+    for name, record in found("BERT").items():
+        losses = [loss for _, loss in record["loss_curve"]]
+        assert losses == pytest.approx([loss for _, loss in whole[name]["loss_curve"]], abs=1e-5)
+        assert record["splits"]["dev"]["predictions"] == whole[name]["splits"]["dev"]["predictions"]
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(bert, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(training, "full_batch", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        bert()
+
+
+def test_two_seeds_give_a_mean_and_a_spread(bert, full_world):
+    bert(seeds=[0, 1])
+    row = next(row for row in records.summary_rows(records.read_all("BERT")) if row[1] == "head")
+    assert row[records.HEADER.index("seeds")] == "2"
+    assert "±" in row[records.HEADER.index("value")] and "±" in row[records.HEADER.index("against dense")]
+
+
+def test_runners_need_neither_tensorflow_nor_pandas():
+    code = (
+        "import sys\n"
+        "for name in ('tensorflow', 'keras', 'pandas'): sys.modules[name] = None  # importing them fails\n"
+        "import RunBert4Glue, RunLstm4Glue, RunLstm4Agnews, PrepareGlue4Bert\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_setting_ends_the_script_with_a_sentence_and_status_1(full_world):
+    done = subprocess.run([sys.executable, str(ROOT / "RunLstm4Agnews.py")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no cache" in done.stderr and "PrepareAgnews4Lstm.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_defaults_are_for_bert_base_and_settings_stand_near_the_top():
+    assert len(RunBert4Glue.pruning_schedule) == 12
+    for script, name in (
+        ("RunBert4Glue", "pruning_schedule"),
+        ("RunLstm4Glue", "target_prune_rate"),
+        ("RunLstm4Agnews", "target_prune_rate"),
+    ):
+        lines = (ROOT / f"{script}.py").read_text().split("\n")
+        assert any(line.startswith(f"{name} =") for line in lines[:70])

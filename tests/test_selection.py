@@ -1,0 +1,79 @@
+"""Counting, choosing and gathering."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+from pruning import selection
+
+
+@pytest.mark.parametrize("rate", [0, 0.1, 0.29, 0.3, 1 / 3, 0.5, 0.7, 0.9, 0.999, 1])
+def test_counts_follow_the_formula(rate):
+    lengths = torch.arange(513)
+    exact = Fraction(rate).limit_denominator(10**6)
+    wanted = [min(n, max(1, n - math.floor(n * exact))) for n in range(513)]
+    assert selection.count_kept(lengths, rate).tolist() == wanted
+
+
+def test_counts_are_those_of_the_decimal_that_was_written():
+    assert selection.count_kept(torch.tensor([100]), 0.29).item() == 71  # not 72, as floats would say
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.37, 0.5, 0.9])
+def test_the_longest_example_gives_the_width(rate):
+    counts = selection.count_kept(torch.arange(300), rate)
+    assert (counts[1:] >= counts[:-1]).all()
+    assert selection.longest_kept(299, rate) == counts.max()
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), "0.5", None, True])
+def test_rates_outside_the_range_are_refused(rate):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        selection.check_rate(rate)
+
+
+def test_the_best_are_chosen_in_their_old_order():
+    scores = torch.tensor([[0.1, 5.0, 2.0, 9.0, 3.0]])
+    indices, mask = selection.choose(scores, torch.ones(1, 5).bool(), torch.tensor([3]), 3, False)
+    assert indices.tolist() == [[1, 3, 4]]
+    assert mask.all()
+
+
+def test_of_equal_scores_the_earlier_token_stays():
+    scores = torch.zeros(1, 40)
+    indices, _ = selection.choose(scores, torch.ones(1, 40).bool(), torch.tensor([7]), 7, False)
+    assert indices.tolist() == [list(range(7))]
+
+
+def test_the_first_real_token_stays_whatever_its_score():
+    mask = torch.tensor([[True] * 4, [False, False, True, True]])
+    scores = torch.tensor([[-9.0, 1, 2, 3], [9.0, 9, -9, 1]])
+    indices, kept = selection.choose(scores, mask, torch.tensor([1, 1]), 1, True)
+    assert indices.tolist() == [[0], [2]]
+    assert kept.all()
+
+
+def test_padding_is_never_chosen_before_a_token():
+    mask = torch.tensor([[True, True, True, False, False], [True] * 5])
+    scores = torch.tensor([[-torch.inf, -3.0, -2.0, 99.0, 99.0], [1.0, 2, 3, 4, 5]])
+    kept = torch.tensor([3, 4])
+    indices, chosen = selection.choose(scores, mask, kept, 4, False)
+    assert indices[0, :3].tolist() == [0, 1, 2]
+    assert chosen.tolist() == [[True, True, True, False], [True] * 4]
+    assert indices[1].tolist() == [1, 2, 3, 4]
+
+
+def test_scores_are_compared_in_fp32():
+    scores = torch.tensor([[1.0, 1.001]], dtype=torch.float64)
+    indices, _ = selection.choose(scores, torch.ones(1, 2).bool(), torch.tensor([1]), 1, False)
+    assert indices.item() == 1
+
+
+def test_gather_takes_what_is_aligned():
+    states = torch.arange(24.0).view(2, 4, 3)
+    ids = torch.arange(8).view(2, 4)
+    indices = torch.tensor([[0, 3], [1, 2]])
+    assert selection.gather(ids, indices).tolist() == [[0, 3], [5, 6]]
+    assert torch.equal(selection.gather(states, indices)[1], states[1, 1:3])
