@@ -15,17 +15,22 @@ from pruning.caches import whole_file
 from pruning.records import DENSE, RECORDS
 
 MARKERS = "osD^vP*X<>hp"
+COLOURS = [plt.get_cmap("tab10")(i) for i in range(10) if i != 7]  # grey is for what is not pruned
+LINES = {DENSE: "--", "bag of words": ":"}  # what has no token-layers to show is a level
 
 
 def write_plots(model: str, task: str, found: list[dict[str, Any]]) -> None:
     """Writes records/<model>/<task>.png from the records of one task."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    _metric_against_kept(left, found)
-    _loss_curves(right, found)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
+    styles = _styles(found)
+    _metric_against_kept(left, found, styles)
+    _loss_curves(right, found, styles)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=9)
     sample = " (sample data)" if any(r["sample"] for r in found) else ""
     figure.suptitle(f"{task}, {model}{sample}")
     picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(picture, format="png", dpi=100)
     plt.close(figure)
     with whole_file(RECORDS / model / f"{task}.png") as file:
         file.write(picture.getvalue())
@@ -34,8 +39,8 @@ def write_plots(model: str, task: str, found: list[dict[str, Any]]) -> None:
 def _styles(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Method → colour and marker, the same in both panels; teachers hollow."""
     styles = {}
-    for i, method in enumerate(sorted({r["method"] for r in found} - {DENSE})):
-        colour = plt.get_cmap("tab10")(i % 10)
+    for i, method in enumerate(sorted({r["method"] for r in found} - set(LINES))):
+        colour = COLOURS[i % len(COLOURS)]
         hollow = pruners.is_teacher(method)
         styles[method] = {
             "color": colour,
@@ -45,19 +50,17 @@ def _styles(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _metric_against_kept(axes: Any, found: list[dict[str, Any]]) -> None:
-    by_method = defaultdict(list)
+def _metric_against_kept(axes: Any, found: list[dict[str, Any]], styles: dict[str, Any]) -> None:
+    by_method: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for record in found:
         split = record["splits"]["dev"]
         metric, value = next(iter(split["metrics"].items()))
-        kept = split["token_layers_kept"]
-        by_method[record["method"]].append((100 if kept is None else 100 * kept, 100 * value))
-    styles = _styles(found)
+        by_method[record["method"]].append((100 * (split["token_layers_kept"] or 1), 100 * value))
     for method, points in sorted(by_method.items()):
-        if method == DENSE:
-            for _, value in points:
-                axes.axhline(value, color="grey", linewidth=0.8, linestyle="--", zorder=0)
-            axes.plot([], [], color="grey", linewidth=0.8, linestyle="--", label=DENSE)
+        if method in LINES:
+            for i, (_, value) in enumerate(points):
+                label = method if i == 0 else None
+                axes.axhline(value, color="grey", linewidth=1, linestyle=LINES[method], label=label)
             continue
         label = f"{method} (upper bound)" if pruners.is_teacher(method) else method
         axes.plot(*zip(*points, strict=True), linestyle="none", label=label, **styles[method])
@@ -65,21 +68,16 @@ def _metric_against_kept(axes: Any, found: list[dict[str, Any]]) -> None:
     axes.set_ylabel(f"{metric} × 100, dev")
     axes.set_xlim(0, 105)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
-def _loss_curves(axes: Any, found: list[dict[str, Any]]) -> None:
-    styles = _styles(found)
-    seen = set()
+def _loss_curves(axes: Any, found: list[dict[str, Any]], styles: dict[str, Any]) -> None:
     for record in found:
         if not record["loss_curve"]:
             continue
-        method = record["method"]
         steps, losses = zip(*record["loss_curve"], strict=True)
-        colour = styles[method]["color"] if method in styles else "grey"
-        axes.plot(steps, losses, color=colour, label=None if method in seen else method, linewidth=1)
-        seen.add(method)
+        colour = styles[record["method"]]["color"] if record["method"] in styles else "grey"
+        axes.plot(steps, losses, color=colour, linewidth=1)
     axes.set_xlabel("training step")
     axes.set_ylabel("loss (students: plus ranking loss)")
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)

@@ -84,7 +84,7 @@ def git_commit() -> str | None:
 def write(path: Path, record: dict[str, Any]) -> None:
     """Writes a record, whole or not at all."""
     with whole_file(path) as file:
-        file.write(json.dumps(record, indent=1, ensure_ascii=False).encode())
+        file.write(json.dumps(record, ensure_ascii=False).encode())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -226,14 +226,15 @@ body { font: 16px/1.7 system-ui, sans-serif; color: #1a1a1a }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.4rem } .note { color: #555 } .example { border-top: 1px solid #ddd; padding: .8rem 0 }
 .answer { font-size: .85rem; color: #555 } .wrong { color: #a40000 } .legend span { margin-right: .4rem }
-.gone { text-decoration: line-through } span.token { padding: 0 .15em; border-radius: .2em }
+.gone { text-decoration: line-through }
+span.token { padding: 0 .15em; border-radius: .2em; white-space: nowrap }
 sub { font-size: .65em; text-decoration: none; display: inline-block }
 """
 
 
 def _colour(stage: int, stages: int) -> str:
     """Light where a token goes early, dark where it goes late."""
-    return f"hsl(18 75% {90 - 35 * stage / max(1, stages - 1):.0f}%)"
+    return f"hsl(18 75% {91 - 21 * stage / max(1, stages - 1):.0f}%)"
 
 
 def sentence_page(record: dict[str, Any]) -> str:
@@ -245,7 +246,7 @@ def sentence_page(record: dict[str, Any]) -> str:
         if gone is None:
             return f'<span class="token">{html.escape(word)}</span>'
         style = f"background:{_colour(of_stage[gone], len(stages))}"
-        label = f"<sub>{html.escape(gone)}</sub>"
+        label = f"<sub>{html.escape(gone.split()[-1])}</sub>" if len(stages) > 1 else ""
         return (
             f'<span class="token" style="{style}"><span class="gone">{html.escape(word)}</span>{label}</span>'
         )
