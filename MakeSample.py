@@ -26,8 +26,8 @@ from pruning.errors import UserError
 
 # ----------------------------------------------------------------------------------------------
 # Settings
-train_rows = 800
-dev_rows = 120
+train_rows = {"SST-2": 800, "MRPC": 320, "STS-B": 320, "ag_news_csv": 800}  # an LSTM needs more
+dev_rows = 100
 seed = 0
 # ----------------------------------------------------------------------------------------------
 
@@ -77,10 +77,12 @@ def hidden_in_filler(clauses: list[str], most: int, rng: random.Random) -> str:
 
 
 def sst2_row(rng: random.Random) -> list[str]:
-    """One clause with an opinion in it."""
+    """One or two clauses with an opinion in them."""
     label = rng.randint(0, 1)
-    opinion = f"{pick(REVIEWED, rng)} {pick(GOOD if label else BAD, rng)}"
-    return [hidden_in_filler([opinion], 4, rng) + " .", str(label)]
+    opinions = [
+        f"{pick(REVIEWED, rng)} {pick(GOOD if label else BAD, rng)}" for _ in range(rng.randint(1, 2))
+    ]
+    return [hidden_in_filler(opinions, 3, rng) + " .", str(label)]
 
 
 def event(rng: random.Random) -> list[str]:
@@ -124,12 +126,13 @@ def agnews_row(rng: random.Random) -> list[str]:
     label = rng.choice(list(TOPICS))
     topic = [f"the {word} was in it" for word in rng.sample(TOPICS[label].split("|"), 3)]
     title = " ".join(filler(1, rng)).title()
-    return [label, title, hidden_in_filler(topic, 3, rng).capitalize() + r".\Reported by \"sample\"."]
+    return [label, title, hidden_in_filler(topic, 2, rng).capitalize() + r".\"Sample\"."]
 
 
 # --- Files ---------------------------------------------------------------------------------------
 
 
+SST2_HEADER = ["sentence", "label"]
 MRPC_HEADER = ["\ufeffQuality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
 STSB_HEADER = [
     *("index", "genre", "filename", "year", "old_index"),
@@ -146,15 +149,15 @@ def write_tsv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 def make_data(data: Path) -> None:
     """Writes the four tasks, the same for the same seed."""
     rng = random.Random(seed)
-    for split, count in (("train", train_rows), ("dev", dev_rows)):
-        rows = range(count)
-        write_tsv(data / f"SST-2/{split}.tsv", ["sentence", "label"], [sst2_row(rng) for _ in rows])
-        write_tsv(data / f"MRPC/{split}.tsv", MRPC_HEADER, [mrpc_row(rng) for _ in rows])
-        write_tsv(data / f"STS-B/{split}.tsv", STSB_HEADER, [stsb_row(i, rng) for i in rows])
+    for split in ("train", "dev"):
+        rows = {task: range(count if split == "train" else dev_rows) for task, count in train_rows.items()}
+        write_tsv(data / f"SST-2/{split}.tsv", SST2_HEADER, [sst2_row(rng) for _ in rows["SST-2"]])
+        write_tsv(data / f"MRPC/{split}.tsv", MRPC_HEADER, [mrpc_row(rng) for _ in rows["MRPC"]])
+        write_tsv(data / f"STS-B/{split}.tsv", STSB_HEADER, [stsb_row(i, rng) for i in rows["STS-B"]])
         path = data / "ag_news_csv" / ("train.csv" if split == "train" else "test.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(agnews_row(rng) for _ in rows)
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(agnews_row(rng) for _ in rows["ag_news_csv"])
     (data / caches.SAMPLE_MARK.name).write_text("Made by MakeSample.py: records made from it say so.\n")
 
 
@@ -211,7 +214,7 @@ def main() -> None:
     for folder in ("cache", "records"):
         (SAMPLE / folder).mkdir(exist_ok=True)
     print(
-        f"{SAMPLE}/: {train_rows} training and {dev_rows} dev rows of SST-2, MRPC, STS-B, AG News, made up;\n"
+        f"{SAMPLE}/: made-up rows of {', '.join(train_rows)};\n"
         "all-MiniLM-L6-v2 (6 layers of 384, Apache-2.0) as a TensorFlow checkpoint. Its card says that\n"
         "MultiNLI and Quora were in its training data: results on MNLI and QQP with it are not clean."
     )

@@ -39,7 +39,6 @@ from pruning.errors import UserError
 from pruning.pruners import StudentPruner
 from pruning.runs import Method, Plan, State, TaskData
 from pruning.teachers import Batch, Place
-from pruning.training import Schedule
 
 # ----------------------------------------------------------------------------------------------
 # Settings
@@ -111,6 +110,8 @@ class BertFamily(runs.Family):
         ]
         if missing:
             raise UserError(f"{self.weights_from} does not fit {self.config_file}: no {missing[0]}")
+        if start is None and data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
+            model.classifier.bias.data.fill_(float(data.splits["train"].labels.mean()))
         model.set_frequencies(data.counts)
         return model
 
@@ -242,24 +243,7 @@ def main() -> None:
         print(
             f"BERT: {family.layers} layers of {family.config.hidden_size}, weights from {family.weights_from}"
         )
-    common = {"batch_size": batch_size, "learning_rate": learning_rate}
-    plan = Plan(
-        methods=pruning_methods,
-        seeds=seeds,
-        training_rows=training_rows,
-        dense=Schedule(epochs=dense_epochs, **common),
-        pruned=Schedule(
-            epochs=pruned_epochs,
-            ramp_share=ramp_share,
-            student_learning_rate=student_learning_rate,
-            **common,
-        ),
-        evaluation_batch_size=evaluation_batch_size,
-        timing_examples=timing_examples,
-        timing_passes=timing_passes,
-        shown_examples=shown_examples,
-        settings=records.settings_block(globals()),
-    )
+    plan = Plan.from_settings(records.settings_block(globals()))
     runs.run(family, plan, prepared, accelerator)
 
 

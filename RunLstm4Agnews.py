@@ -8,7 +8,6 @@ it again: finished runs are skipped, what a setting changes is run anew, older r
 
 from pruning import lstm_runs, records, tasks
 from pruning.runs import Plan
-from pruning.training import Schedule
 
 # ----------------------------------------------------------------------------------------------
 # Settings
@@ -37,24 +36,7 @@ shown_examples = 20  # sentences on the page beside each record
 
 
 def main() -> None:
-    common = {"batch_size": batch_size, "learning_rate": learning_rate}
-    plan = Plan(
-        methods=pruning_methods,
-        seeds=seeds,
-        training_rows=training_rows,
-        dense=Schedule(epochs=dense_epochs, **common),
-        pruned=Schedule(
-            epochs=pruned_epochs,
-            ramp_share=ramp_share,
-            student_learning_rate=student_learning_rate,
-            **common,
-        ),
-        evaluation_batch_size=evaluation_batch_size,
-        timing_examples=timing_examples,
-        timing_passes=timing_passes,
-        shown_examples=shown_examples,
-        settings=records.settings_block(globals()),
-    )
+    plan = Plan.from_settings(records.settings_block(globals()))
     lstm_runs.run("RunLstm4Agnews.py", "PrepareAgnews4Lstm.py", [tasks.AGNEWS], target_prune_rate, plan)
 
 

@@ -9,7 +9,6 @@ it again: finished runs are skipped, what a setting changes is run anew, older r
 from pruning import lstm_runs, records, tasks
 from pruning.errors import UserError
 from pruning.runs import Plan
-from pruning.training import Schedule
 
 # ----------------------------------------------------------------------------------------------
 # Settings
@@ -44,24 +43,7 @@ def main() -> None:
         raise UserError(
             f"task_names in RunLstm4Glue.py: {unknown or 'empty'}; known are: {', '.join(tasks.GLUE)}"
         )
-    common = {"batch_size": batch_size, "learning_rate": learning_rate}
-    plan = Plan(
-        methods=pruning_methods,
-        seeds=seeds,
-        training_rows=training_rows,
-        dense=Schedule(epochs=dense_epochs, **common),
-        pruned=Schedule(
-            epochs=pruned_epochs,
-            ramp_share=ramp_share,
-            student_learning_rate=student_learning_rate,
-            **common,
-        ),
-        evaluation_batch_size=evaluation_batch_size,
-        timing_examples=timing_examples,
-        timing_passes=timing_passes,
-        shown_examples=shown_examples,
-        settings=records.settings_block(globals()),
-    )
+    plan = Plan.from_settings(records.settings_block(globals()))
     task_list = [tasks.GLUE[name] for name in task_names]
     lstm_runs.run("RunLstm4Glue.py", "PrepareGlue4Lstm.py", task_list, target_prune_rate, plan)
 

@@ -26,17 +26,17 @@ from pruning.errors import UserError
 bert_settings = {
     "pruning_schedule": [0, 0, 0.5, 0, 0.5, 0],  # one rate for each of the sample BERT's six layers
     "task_names": ["sst-2", "mrpc", "sts-b"],
-    "training_rows": 240,
+    "training_rows": 224,
     "dense_epochs": 5,
     "pruned_epochs": 1,
     "learning_rate": 1e-4,
-    "timing_examples": 32,
+    "timing_examples": 16,
     "timing_passes": 2,
 }
 lstm_settings = {
     "target_prune_rate": 0.5,
-    "dense_epochs": 10,
-    "pruned_epochs": 2,
+    "dense_epochs": 3,
+    "pruned_epochs": 1,
     "timing_examples": 64,
     "timing_passes": 3,
 }

@@ -15,6 +15,7 @@ from pruning.batches import Examples, Ragged, lstm_batch, to_device
 from pruning.errors import UserError
 from pruning.lstm import PrunedLstmClassifier, pick_packing
 from pruning.pruners import LSTM_TEACHERS
+from pruning.records import BAG_OF_WORDS
 from pruning.runs import Method, Plan, State, TaskData
 from pruning.teachers import Batch, Place
 
@@ -43,6 +44,8 @@ class LstmFamily(runs.Family):
         )
         if start is not None:
             model.load_state_dict(start, strict=False)
+        elif data.task.is_regression:
+            model.classifier.bias.data.fill_(float(data.splits["train"].labels.mean()))
         model.set_frequencies(data.counts)
         return model
 
@@ -115,7 +118,7 @@ class LstmFamily(runs.Family):
             split: model.predict(bag_of_words(data.splits[split], size)).tolist()
             for split in data.task.dev_splits
         }
-        return {"name": "bag of words", "predictions": answers}
+        return {"name": BAG_OF_WORDS, "predictions": answers}
 
 
 def bag_of_words(examples: Examples, vocabulary_size: int) -> scipy.sparse.csr_matrix:

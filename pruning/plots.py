@@ -12,11 +12,11 @@ from matplotlib import pyplot as plt
 
 from pruning import pruners
 from pruning.caches import whole_file
-from pruning.records import DENSE, RECORDS
+from pruning.records import BAG_OF_WORDS, DENSE, RECORDS
 
 MARKERS = "osD^vP*X<>hp"
 COLOURS = [plt.get_cmap("tab10")(i) for i in range(10) if i != 7]  # grey is for what is not pruned
-LINES = {DENSE: "--", "bag of words": ":"}  # what has no token-layers to show is a level
+LINES = {DENSE: "--", BAG_OF_WORDS: ":"}  # what has no token-layers to show is a level
 
 
 def write_plots(model: str, task: str, found: list[dict[str, Any]]) -> None:

@@ -19,7 +19,6 @@ from pruning import selection
 
 BERT_TEACHERS = ("ideal emission rate", "ideal gradients")
 LSTM_TEACHERS = ("lstm",)
-DENSE = "dense"
 
 
 def methods_of(teachers: tuple[str, ...]) -> tuple[str, ...]:

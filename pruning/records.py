@@ -21,6 +21,7 @@ from pruning.caches import whole_file
 RECORDS = Path("records")
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "scipy", "numpy")
 DENSE = "dense"
+BAG_OF_WORDS = "bag of words"
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 
 
@@ -115,7 +116,7 @@ def _groups(found: Iterable[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for record in found:
         affects = {k: v for k, v in record["affects"].items() if k != "seed"}
-        dense_first = record["method"] not in (DENSE, "bag of words")
+        dense_first = record["method"] not in (DENSE, BAG_OF_WORDS)
         group = (record["task"], record["training"], dense_first, record["method"], key_of(affects))
         groups.setdefault(group, []).append(record)
     return dict(sorted(groups.items()))

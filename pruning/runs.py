@@ -29,13 +29,12 @@ from pruning import (
     training,
 )
 from pruning.batches import Examples, Ragged
-from pruning.pruners import DENSE
+from pruning.records import BAG_OF_WORDS, DENSE
 from pruning.tasks import Task
 from pruning.teachers import Batch, Place
 from pruning.training import Schedule
 
 PADDED = 128  # the length that the first code, and most papers, pad every input to
-
 SINGLES = 8  # examples that are timed one by one
 
 Method = str | list[str]
@@ -67,6 +66,28 @@ class Plan:
     timing_passes: int
     shown_examples: int
     settings: dict[str, Any]
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> "Plan":
+        """From a runner's settings block, as `records.settings_block` gives it."""
+        common = {name: settings[name] for name in ("batch_size", "learning_rate")}
+        return cls(
+            methods=settings["pruning_methods"],
+            seeds=settings["seeds"],
+            training_rows=settings["training_rows"],
+            dense=Schedule(epochs=settings["dense_epochs"], **common),
+            pruned=Schedule(
+                epochs=settings["pruned_epochs"],
+                ramp_share=settings["ramp_share"],
+                student_learning_rate=settings["student_learning_rate"],
+                **common,
+            ),
+            evaluation_batch_size=settings["evaluation_batch_size"],
+            timing_examples=settings["timing_examples"],
+            timing_passes=settings["timing_passes"],
+            shown_examples=settings["shown_examples"],
+            settings=settings,
+        )
 
 
 @dataclass
@@ -335,7 +356,7 @@ class TaskRun:
 
     def _run_reference(self) -> None:
         """The simple classifier's record, where the family has one."""
-        affects = {**self.dense_affects, "method": "bag of words", "seed": 0}
+        affects = {**self.dense_affects, "method": BAG_OF_WORDS, "seed": 0}
         if records.path_of(self.family.name, affects).is_file():
             return
         started = time.time()
