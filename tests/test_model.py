@@ -87,6 +87,15 @@ def test_alone_in_any_batch_and_with_any_padding_the_same(batch, method):
                 torch.testing.assert_close(other.logits[index], together.logits[row], atol=1e-5, rtol=0)
 
 
+def test_bf16_agrees_for_equal_kept_sets(batch):
+    model = build([0.3, 0, 0.5], "tail")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        together = model(**batch)
+        alone = model(**{name: tensor[1:2, :9] for name, tensor in batch.items()})
+    assert kept_sets(alone, 0) == kept_sets(together, 1)
+    torch.testing.assert_close(alone.logits[0], together.logits[1], atol=2e-2, rtol=0)
+
+
 @pytest.mark.parametrize("method", DEPLOYABLE)
 def test_counts_cls_and_order(batch, method):
     model = build([0.5, 0.5, 0.5], method)

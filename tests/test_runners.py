@@ -1,6 +1,7 @@
 """The runners as a user runs them: edit the settings, call main()."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -277,6 +278,43 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(bert, full_world, mo
         losses = [loss for _, loss in record["loss_curve"]]
         assert losses == pytest.approx([loss for _, loss in whole[name]["loss_curve"]], abs=1e-5)
         assert record["splits"]["dev"]["predictions"] == whole[name]["splits"]["dev"]["predictions"]
+
+
+def test_bf16(bert, lstm, monkeypatch, capsys):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr(training, "_precision", lambda: ("bf16", "the test says so"))
+    try:
+        bert(pruning_methods=["ideal gradients student", "random"])
+        lstm()
+    finally:
+        AcceleratorState._reset_state(True)
+    assert "Precision: bf16, the test says so." in capsys.readouterr().out
+    for record in [*found("BERT").values(), found("LSTM")["lstm student"]]:
+        assert record["precision"] == "bf16"
+        assert all(loss == loss for _, loss in record["loss_curve"])
+
+
+def test_two_processes_write_each_record_once(bert, full_world):
+    """As `accelerate launch` with two GPUs, here two processes on the CPU."""
+    settings = "\n".join(f"RunBert4Glue.{name} = {value!r}" for name, value in BERT.items())
+    script = full_world / "two.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport RunBert4Glue\n{settings}\n"
+        "RunBert4Glue.pruning_methods = ['ideal gradients student', 'tail']\nRunBert4Glue.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes" in done.stdout
+    assert done.stdout.count("sst-2, tail, seed 0:") == 1
+    assert set(found("BERT")) == {"dense", "ideal gradients student", "tail"}
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(bert, monkeypatch):
