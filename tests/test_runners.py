@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, sentence, write_task
 
 import PrepareAgnews4Lstm
 import PrepareGlue4Bert
@@ -101,6 +101,25 @@ def test_bert_pairs_and_scores(bert):
     stsb = found("BERT", task="sts-b")["head"]["splits"]["dev"]
     assert set(stsb["metrics"]) == {"pearson", "spearman"}
     assert any(p % 1 for p in stsb["predictions"])
+
+
+def test_mnli_is_judged_on_both_dev_sets(world, monkeypatch):
+    def row(rng, index):
+        label = ("neutral", "entailment", "contradiction")[index % 3]
+        return f"{index}\t{sentence(rng, 1)}\t{sentence(rng, 0)}\t{label}"
+
+    folder = world / "data/MNLI"
+    write_task(folder, "index\tsentence1\tsentence2\tgold_label", row)
+    dev = (folder / "dev.tsv").rename(folder / "dev_matched.tsv").read_text()
+    (folder / "dev_mismatched.tsv").write_text("\n".join(dev.split("\n")[:8]) + "\n")
+    PrepareGlue4Bert.main()
+    runner(RunBert4Glue, BERT | {"task_names": ["mnli"]}, monkeypatch)()
+    splits = found("BERT")["head"]["splits"]
+    assert {name: len(split["predictions"]) for name, split in splits.items()} == {
+        "dev": 12,
+        "dev_mismatched": 7,
+    }
+    assert "mnli (dev_mismatched)" in (world / "records/BERT/summary.md").read_text()
 
 
 def test_finished_runs_are_skipped_and_a_new_schedule_is_a_new_run(bert, full_world, capsys):
