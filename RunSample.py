@@ -35,7 +35,7 @@ bert_settings = {
 }
 lstm_settings = {
     "target_prune_rate": 0.5,
-    "dense_epochs": 3,
+    "dense_epochs": 4,
     "pruned_epochs": 1,
     "timing_examples": 64,
     "timing_passes": 3,

@@ -128,7 +128,8 @@ def bag_of_words(examples: Examples, vocabulary_size: int) -> scipy.sparse.csr_m
     for part in parts:
         ones = np.ones(len(part.flat), dtype=np.float32)
         shape = (len(part), vocabulary_size)
-        matrix = scipy.sparse.csr_matrix((ones, part.flat.numpy(), part.offsets.numpy()), shape)
+        columns = (ones, part.flat.numpy(), part.offsets.numpy())
+        matrix = scipy.sparse.csr_matrix(columns, shape, copy=True)  # the next line works in place
         matrix.sum_duplicates()
         matrix.data = np.log1p(matrix.data)
         matrices.append(matrix)

@@ -1,10 +1,13 @@
 """The LSTM classifier and its teacher."""
 
+import numpy as np
 import pytest
 import torch
 
 from pruning import pruners
+from pruning.batches import Examples, Ragged
 from pruning.lstm import HIDDEN, PrunedLstmClassifier, pick_packing
+from pruning.lstm_runs import bag_of_words
 from pruning.pruners import LSTM_TEACHERS
 
 DEPLOYABLE = [m for m in pruners.methods_of(LSTM_TEACHERS) if not pruners.is_teacher(m)]
@@ -103,6 +106,16 @@ def test_every_method_trains(batch, method):
     loss = output.loss + (0 if output.pruning_loss is None else output.pruning_loss)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_bag_of_words_counts_and_leaves_the_examples_alone():
+    ids = Ragged.of([7, 3, 7, 2, 3, 1], [4, 2])
+    examples = Examples(ids, torch.zeros(2), second_ids=Ragged.of([5, 4], [1, 1]))
+    bag = bag_of_words(examples, 10).toarray()
+    assert ids.flat.tolist() == [7, 3, 7, 2, 3, 1] and ids.offsets.tolist() == [0, 4, 6]
+    assert bag.shape == (2, 20)
+    assert bag[0, 7] == pytest.approx(np.log(3)) and bag[0, 2] == pytest.approx(np.log(2))
+    assert (bag > 0).sum() == 7 and bag[1, 14] > 0
 
 
 def test_wrong_settings_are_refused():
