@@ -110,8 +110,6 @@ class BertFamily(runs.Family):
         ]
         if missing:
             raise UserError(f"{self.weights_from} does not fit {self.config_file}: no {missing[0]}")
-        if start is None and data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
-            model.classifier.bias.data.fill_(float(data.splits["train"].labels.mean()))
         model.set_frequencies(data.counts)
         return model
 

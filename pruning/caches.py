@@ -81,12 +81,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
         torch.save({"layout": LAYOUT, **content}, file)
 
 
-def load(path: Path, prepared_by: str, *, fast: bool = False) -> dict[str, Any]:
+def load(path: Path, prepared_by: str) -> dict[str, Any]:
     """Reads a cache.
 
     Args:
         prepared_by: the script to name if there is something wrong.
-        fast: map the file instead of reading it, for a look at its settings.
 
     Raises:
         UserError: if there is none, it cannot be read, or its layout is not today's.
@@ -94,7 +93,7 @@ def load(path: Path, prepared_by: str, *, fast: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no cache {path.absolute()}. Run: python {prepared_by}")
     try:
-        cache = torch.load(path, weights_only=True, mmap=fast)
+        cache = torch.load(path, weights_only=True)
         layout = cache["layout"]
     except Exception:  # damaged, no cache at all, or one that would run code: never opened further
         raise UserError(f"{path} cannot be read as a cache. Run: python {prepared_by}") from None

@@ -44,8 +44,6 @@ class LstmFamily(runs.Family):
         )
         if start is not None:
             model.load_state_dict(start, strict=False)
-        elif data.task.is_regression:
-            model.classifier.bias.data.fill_(float(data.splits["train"].labels.mean()))
         model.set_frequencies(data.counts)
         return model
 

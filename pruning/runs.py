@@ -269,7 +269,9 @@ class TaskRun:
 
     def _train_dense(self) -> list[tuple[int, float]]:
         set_seed(self.seed)
-        model = self.family.build(self.data, None, self.seed, None)
+        model: Any = self.family.build(self.data, None, self.seed, None)
+        if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
+            model.classifier.bias.data.fill_(float(self.data.splits["train"].labels.mean()))
         curve = self._train(model, self.plan.dense, DENSE, None)
         self._dense = model.eval()
         if self.accelerator.is_main_process:

@@ -6,7 +6,7 @@ A model is called with a batch's tensors, `labels` and `teacher_scores`, and ret
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,7 +64,6 @@ class Memory:
     """How many parts a batch is cut into, because it did not fit whole."""
 
     parts: int = 1
-    said: list[str] = field(default_factory=list)
 
     def halve(self, error: Exception, rows: int) -> None:
         """Cuts batches in half from here on. Re-raises `error` if it is not about memory, or if a
@@ -75,7 +74,6 @@ class Memory:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         message = f"out of memory: batches go in {self.parts} parts from here on, results unchanged"
-        self.said.append(message)
         tqdm.write(message)
 
 
