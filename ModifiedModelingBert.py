@@ -23,6 +23,8 @@ Shapes: B examples, T positions, H units, L layers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -35,9 +37,10 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from pruning import pruners, selection
+from pruning import pruners, selection, timing
+from pruning.layers import FastPaths, Layout, run_layers
 from pruning.metrics import task_loss
-from pruning.pruners import BERT_TEACHERS, FrequencyPruner, Tokens
+from pruning.pruners import BERT_TEACHERS, FrequencyPruner, StudentPruner, Tokens
 
 
 @strict
@@ -116,7 +119,13 @@ class PrunedSequenceClassifierOutput(ModelOutput):
 
 
 class PrunedBertEncoder(BertEncoder):
-    """BertEncoder with pruners. `rate_share` (1 = as scheduled) scales the rates while training."""
+    """BertEncoder with pruners.
+
+    Attributes:
+        rate_share: scales the rates while training; 1 = as scheduled.
+        fast_paths: see `layers`; None runs the stock layers.
+        stretches: layers with no pruner between them, from and up to; one pruner may stand before each.
+    """
 
     def __init__(self, config: PrunedBertConfig):
         super().__init__(config)
@@ -138,7 +147,10 @@ class PrunedBertEncoder(BertEncoder):
                 if schedule[layer] > 0
             }
         )
+        starts = sorted({0, *(layer for layer in range(layers) if schedule[layer] > 0)})
+        self.stretches = list(pairwise([*starts, layers]))
         self.rate_share = 1.0
+        self.fast_paths: FastPaths | None = FastPaths()
 
     def forward(  # type: ignore[override]
         self,
@@ -146,6 +158,7 @@ class PrunedBertEncoder(BertEncoder):
         attention_mask: Tensor | None = None,
         input_ids: Tensor | None = None,
         teacher_scores: dict[int, Tensor] | None = None,
+        only_first: bool = False,
         **kwargs,
     ) -> PrunedBertOutput:
         """
@@ -155,31 +168,54 @@ class PrunedBertEncoder(BertEncoder):
             input_ids: (B, T), for the pruners that look at them.
             teacher_scores: layer → (B, T), the scores of that layer's teacher over the whole
                 sentences; see `teachers.bert_scores`.
+            only_first: the output at the first real token ([CLS]) is enough: last_hidden_state may be
+                (B, 1, H).
 
         Raises:
             ValueError: with pruners, for an attention mask that is not 2-D.
         """
-        layer_mask = self._mask_for_attention(hidden_states, attention_mask)
-        if not self.pruners:
-            dense = super().forward(hidden_states, layer_mask, **kwargs)
-            return PrunedBertOutput(last_hidden_state=dense.last_hidden_state)
         if attention_mask is None:
             attention_mask = torch.ones(hidden_states.shape[:2], device=hidden_states.device)
         if attention_mask.dim() != 2:
-            raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
+            if self.pruners:
+                raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
+            layer_mask = self._mask_for_attention(hidden_states, attention_mask)
+            return PrunedBertOutput(super().forward(hidden_states, layer_mask, **kwargs).last_hidden_state)
         tokens = Tokens.start(hidden_states, attention_mask.bool(), input_ids)
-        kept, losses = [], []
-        for i, layer in enumerate(self.layer):
-            if str(i) in self.pruners:
-                tokens, loss = self._prune(i, tokens, teacher_scores or {})
+        paths = None if self._needs_stock_layers(kwargs) else self.fast_paths
+        kept: list[Tensor] = []
+        losses: list[Tensor] = []
+        for start, end in self.stretches:
+            if str(start) in self.pruners:
+                tokens, loss = self._prune(start, tokens, teacher_scores or {})
                 losses += [] if loss is None else [loss]
+            kept += [tokens.places.masked_fill(~tokens.mask, -1)] * (end - start)
+            stretch = self.layer[start:end]
+            if paths is None:
                 layer_mask = self._mask_for_attention(tokens.states, tokens.mask)
-            kept.append(tokens.places.masked_fill(~tokens.mask, -1))
-            tokens.states = layer(tokens.states, layer_mask, **kwargs)
+                for layer in stretch:
+                    tokens.states = layer(tokens.states, layer_mask, **kwargs)
+            else:
+                last = only_first and end == len(self.layer)
+                tokens.states = run_layers(stretch, tokens.states, tokens.mask, tokens.lengths, paths, last)
         return PrunedBertOutput(
             last_hidden_state=tokens.states,
-            kept=tuple(kept),
+            kept=tuple(kept) if self.pruners else None,
             pruning_loss=torch.stack(losses).mean() if losses else None,
+        )
+
+    def _needs_stock_layers(self, kwargs: dict[str, Any]) -> bool:
+        """Whether something was asked for that only the stock layers give: states or attention weights of
+        every layer, another attention than SDPA, memory saved by checkpoints or chunks."""
+        recorded = (
+            kwargs.get(name, getattr(self.config, name, False))
+            for name in ("output_hidden_states", "output_attentions")
+        )
+        return (
+            any(recorded)
+            or self.config._attn_implementation != "sdpa"
+            or self.config.chunk_size_feed_forward > 0
+            or (self.training and any(layer.gradient_checkpointing for layer in self.layer))
         )
 
     def _prune(
@@ -288,6 +324,7 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             teacher_scores=teacher_scores,
+            only_first=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(output.pooler_output))
@@ -303,6 +340,27 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
     def set_rate_share(self, share: float) -> None:
         """In training, layers prune at `share` (0 to 1) of their scheduled rate. Evaluation: always 1."""
         self.bert.encoder.rate_share = share
+
+    def flops(self, attention_mask: Tensor) -> int:
+        """FLOPs of one batch as it is executed at evaluation, by the formulas of `timing`; padding
+        counts where it is computed with. attention_mask: (B, T)."""
+        encoder, config = self.bert.encoder, self.config
+        paths = encoder.fast_paths or FastPaths(no_padding=False, cls_only=False)
+        mask = attention_mask.bool()
+        lengths = mask.sum(dim=1).tolist()
+        total = len(lengths) * timing.bert_head_flops(config)
+        for start, end in encoder.stretches:
+            if str(start) in encoder.pruners:
+                pruner = encoder.pruners[str(start)]
+                total += mask.numel() * (pruner.flops() if isinstance(pruner, StudentPruner) else 0)
+                lengths = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
+                kept = torch.tensor(lengths, device=mask.device)[:, None]
+                mask = torch.arange(max(lengths), device=mask.device) < kept
+            runs = Layout.of(mask, lengths, paths.no_padding).runs
+            for layer in range(start, end):
+                asking = 1 if paths.cls_only and layer == config.num_hidden_layers - 1 else None
+                total += sum(rows * timing.bert_layer_flops(config, n, asking) for rows, n in runs)
+        return total
 
     def set_frequencies(self, counts: Tensor) -> None:
         """Tells the `frequency` pruners how often each word (V,) stands in the training text.

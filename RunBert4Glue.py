@@ -28,7 +28,6 @@ from pruning import (
     pruners,
     records,
     runs,
-    selection,
     tasks,
     teachers,
     timing,
@@ -36,7 +35,6 @@ from pruning import (
 )
 from pruning.batches import Examples, bert_batch
 from pruning.errors import UserError
-from pruning.pruners import StudentPruner
 from pruning.runs import Method, Plan, State, TaskData
 from pruning.teachers import Batch, Place
 
@@ -174,17 +172,11 @@ def read_weights(path) -> State:
 
 
 def flops_of(model: Any, batch: Batch) -> int:
-    """FLOPs of one batch through a BERT classifier, pruned or not, by `timing.bert_flops`."""
-    rows, width = batch["input_ids"].shape
-    encoder = model.bert.encoder
-    entering, widths, students = [], [], []
-    for layer in range(model.config.num_hidden_layers):
-        pruner = encoder.pruners[str(layer)] if str(layer) in getattr(encoder, "pruners", {}) else None
-        entering.append(width)
-        students.append(pruner.flops() if isinstance(pruner, StudentPruner) else 0)
-        width = width if pruner is None else selection.longest_kept(width, encoder.schedule[layer])
-        widths.append(width)
-    return rows * timing.bert_flops(model.config, widths, entering, students)
+    """FLOPs of one batch through stock BERT or ours."""
+    mask = batch["attention_mask"]
+    if isinstance(model, PrunedBertForSequenceClassification):
+        return model.flops(mask)
+    return timing.stock_bert_flops(model.config, *mask.shape)
 
 
 def check_settings(layers: int) -> None:

@@ -1,9 +1,14 @@
 """The LSTM classifier, which removes words before its recurrence starts.
 
+At evaluation the words that go are never embedded; the student reads a table of words (`StudentPruner.fold`)
+instead of multiplying embeddings, and on the CPU a few steps are taken one by one, because PyTorch's fused
+LSTM spends longer than that on putting its weights in order. All three give the same results to rounding.
+
 Shapes: B examples, T words of the longest, T' words that stay, E units of the embedding, H of the LSTM.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +27,7 @@ EMBEDDING_SPREAD = 0.3  # standard deviation of fresh embeddings
 MEMORY = 40  # words that a fresh LSTM remembers at most: AG News' mean length
 STUDENT_WIDTH = 32
 STUDENT_CONTEXT = 3  # the word and its two neighbours
+FEW_STEPS = 6  # up to which the fused LSTM is the slower one on a CPU
 
 
 @dataclass
@@ -52,6 +58,7 @@ class PrunedLstmClassifier(nn.Module):
     Attributes:
         packed: whether the LSTM is handed packed sequences or padded ones; results are equal, which is
             faster depends on the device (see `pick_packing`).
+        fast: whether evaluation uses the table and the single steps; for measuring them.
     """
 
     def __init__(
@@ -70,6 +77,8 @@ class PrunedLstmClassifier(nn.Module):
         self.rate = rate if method else 0.0
         self.rate_share = 1.0
         self.packed = False
+        self.fast = True
+        self._derived: dict[str, tuple[list[tuple[int, int]], Tensor]] = {}
         self.embedding = nn.Embedding(vocab_size, EMBEDDING, padding_idx=0)
         self.lstm = nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
         self.dropout = nn.Dropout(DROPOUT)
@@ -143,20 +152,36 @@ class PrunedLstmClassifier(nn.Module):
         self, ids: Tensor, mask: Tensor, teacher_scores: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
         """The words that stay as a vector (B, H), their places, and the student's loss if any."""
-        states = self.dropout(self.embedding(ids))
         if self.pruner is None:
-            return self.encode(states, mask), (), []
+            return self.encode(self.dropout(self.embedding(ids)), mask), (), []
+        student = self.pruner if isinstance(self.pruner, StudentPruner) else None
+        from_table = student is not None and self._may_be_fast()
+        states = self.dropout(self.embedding(ids)) if student is not None and not from_table else None
         tokens = Tokens.start(states, mask, ids)
-        scores, loss = pruners.score_tokens(self.pruner, tokens, teacher_scores, keep_first=False)
+        loss = None
+        if student is not None and from_table:
+            words = ids if tokens.is_full else ids.masked_fill(~mask, 0)
+            scores = student.score_words(words, self._word_table(student))
+        else:
+            scores, loss = pruners.score_tokens(self.pruner, tokens, teacher_scores, keep_first=False)
         share = self.rate_share if self.training else 1.0
         tokens = tokens.keep(scores, self.rate * share, keep_first=False)
+        if tokens.states is None:
+            tokens.states = self.dropout(self.embedding(tokens.ids))
         places = tokens.places.masked_fill(~tokens.mask, -1)
-        encoded = self.encode(tokens.states, tokens.mask)
+        encoded = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
         return encoded, (places,), [] if loss is None else [loss]
 
-    def encode(self, states: Tensor, mask: Tensor) -> Tensor:
-        """The maximum over time (B, H) of the LSTM's states; states (B, T, E), mask (B, T)."""
-        if self.packed:
+    def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """The maximum over time (B, H) of the LSTM's states.
+
+        Args:
+            states: (B, T, E).
+            mask: (B, T) bool, True at words; None where there is no padding.
+        """
+        if states.shape[1] <= FEW_STEPS and states.device.type == "cpu" and self._may_be_fast():
+            outputs = self._step_by_step(states)
+        elif self.packed and mask is not None:
             lengths = mask.sum(dim=1).cpu()
             packed = pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
             outputs, _ = pad_packed_sequence(
@@ -164,7 +189,51 @@ class PrunedLstmClassifier(nn.Module):
             )
         else:
             outputs, _ = self.lstm(states)  # (B, T, H)
-        return outputs.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
+        if mask is not None:
+            outputs = outputs.masked_fill(~mask[..., None], -torch.inf)
+        return outputs.amax(dim=1)
+
+    def _step_by_step(self, states: Tensor) -> Tensor:
+        """What `self.lstm` gives, (B, T, H), by its equations: for a few steps at evaluation."""
+        from_word, from_state, word_bias, state_bias = self.lstm.all_weights[0]
+        rows, steps, _ = states.shape
+        # MKL multiplies a few rows several times faster by a transposed copy, and one row by the original.
+        by_word = self._derive("by word", lambda: from_word.t().contiguous(), from_word)
+        by_state = self._derive("by state", lambda: from_state.t().contiguous(), from_state)
+        by_state = by_state if rows > 1 else from_state.t()
+        words = torch.addmm(word_bias + state_bias, states.transpose(0, 1).flatten(0, 1), by_word)
+        outputs: list[Tensor] = []
+        cell = torch.zeros(())
+        for gates in words.view(steps, rows, -1):  # (B, 4H): input, forget, cell, output
+            if outputs:
+                gates = torch.addmm(gates, outputs[-1], by_state)
+            opened = gates.sigmoid().chunk(4, dim=1)
+            proposed = gates[:, 2 * HIDDEN : 3 * HIDDEN].tanh() * opened[0]
+            cell = torch.addcmul(proposed, opened[1], cell) if outputs else proposed
+            outputs.append(cell.tanh() * opened[3])
+        return torch.stack(outputs, dim=1)
+
+    def _word_table(self, student: StudentPruner) -> Tensor:
+        """The student's first product for every word of the vocabulary."""
+        weights = (self.embedding.weight, student.inner.weight, student.inner.bias)
+        return self._derive("words", lambda: student.fold(self.embedding.weight), *weights)
+
+    def _may_be_fast(self) -> bool:
+        return self.fast and not self.training and not torch.is_grad_enabled()
+
+    def _derive(self, name: str, compute: Callable[[], Tensor], *weights: Tensor) -> Tensor:
+        """What `compute` makes of `weights`, kept until one of them changes or `train`, `eval` is called.
+
+        (A change through `.data` without a call of `eval()` afterwards is not noticed.)
+        """
+        now = [(weight.data_ptr(), weight._version) for weight in weights]
+        if name not in self._derived or self._derived[name][0] != now:
+            self._derived[name] = (now, compute())
+        return self._derived[name][1]
+
+    def train(self, mode: bool = True) -> "PrunedLstmClassifier":
+        self._derived.clear()
+        return super().train(mode)
 
     def input_gates(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The mean activation of the input gate at each word (B, T), 0 at padding: the `lstm` teacher.
@@ -192,10 +261,15 @@ class PrunedLstmClassifier(nn.Module):
         if isinstance(self.pruner, FrequencyPruner):
             self.pruner.counts.copy_(counts)
 
-    def flops(self, words: int, kept: int) -> int:
-        """One sentence of `words` words of which `kept` are read; a pair's hidden layer is left out."""
-        student = self.pruner.flops() if isinstance(self.pruner, StudentPruner) else 0
-        return timing.lstm_flops(EMBEDDING, HIDDEN, kept) + student * words
+    def flops(self, mask: Tensor) -> int:
+        """FLOPs of the recurrence and the student on one batch of sentences as executed at evaluation,
+        padding included. mask: (B, T)."""
+        rows, width = mask.shape
+        if self.pruner is None:
+            return rows * timing.lstm_flops(EMBEDDING, HIDDEN, width)
+        steps = selection.count_kept(int(mask.sum(dim=1).max()), self.rate)
+        student = self.pruner.flops(folded=self.fast) if isinstance(self.pruner, StudentPruner) else 0
+        return rows * (timing.lstm_flops(EMBEDDING, HIDDEN, steps) + student * width)
 
 
 @torch.no_grad()

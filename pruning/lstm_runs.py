@@ -135,14 +135,8 @@ def bag_of_words(examples: Examples, vocabulary_size: int) -> scipy.sparse.csr_m
 
 
 def flops_of(model: PrunedLstmClassifier, batch: Batch) -> int:
-    """FLOPs of the recurrence and the student on one batch, by the batch's padded widths."""
-    total = 0
-    for name in ("ids", "second_ids"):
-        if name in batch:
-            rows, width = batch[name].shape
-            kept = selection.longest_kept(width, model.rate)
-            total += rows * model.flops(width, kept)
-    return total
+    """FLOPs of one batch, both sentences of a pair."""
+    return sum(model.flops(batch[name]) for name in ("mask", "second_mask") if name in batch)
 
 
 def run(script: str, prepared_by: str, task_list: Sequence[tasks.Task], rate: float, plan: Plan) -> None:

@@ -43,40 +43,45 @@ class Tokens:
     """A batch on its way through a model, with whatever is aligned with its tokens.
 
     Attributes:
-        states: (B, T, H) what the next layer reads.
+        states: (B, T, H) what the next layer reads; None where nothing looks at it before it is made.
         mask: (B, T) bool, True at real tokens.
         places: (B, T) int64, each token's place in its whole sentence, padding not counted.
         ids: (B, T) int64 vocabulary ids; None where the model was given embeddings.
-        keys: (B,) int64, a hash of each whole example; None like `ids`.
-        longest: the most real tokens in one example, or a bound of it.
+        whole: ids and mask of the whole examples, before anything was removed; None like `ids`.
+        lengths: the B sums of `mask`, known to the host.
     """
 
-    states: Tensor
+    states: Tensor | None
     mask: Tensor
     places: Tensor
     ids: Tensor | None
-    keys: Tensor | None
-    longest: int
+    whole: tuple[Tensor, Tensor] | None
+    lengths: list[int]
 
     @classmethod
-    def start(cls, states: Tensor, mask: Tensor, ids: Tensor | None) -> "Tokens":
+    def start(cls, states: Tensor | None, mask: Tensor, ids: Tensor | None) -> "Tokens":
         """The tokens of a batch that nothing was removed from yet."""
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        keys = None if ids is None else example_keys(ids, mask, places)
-        return cls(states, mask, places, ids, keys, mask.shape[1])
+        return cls(
+            states, mask, places_of(mask), ids, None if ids is None else (ids, mask), mask.sum(dim=1).tolist()
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no padding."""
+        return min(self.lengths) == self.mask.shape[1]
 
     def keep(self, scores: Tensor, rate: float, keep_first: bool) -> "Tokens":
         """Removes the share `rate` of each example's real tokens, the lowest `scores` (B, T) first."""
-        kept = selection.count_kept(self.mask.sum(dim=1), rate)
-        width = selection.longest_kept(self.longest, rate)
-        indices, mask = selection.choose(scores, self.mask, kept, width, keep_first)
+        lengths = [selection.count_kept(length, rate) for length in self.lengths]
+        kept = None if self.is_full else torch.tensor(lengths, device=scores.device)
+        indices, mask = selection.choose(scores, self.mask, kept, max(lengths), keep_first)
         return replace(
             self,
-            states=selection.gather(self.states, indices),
+            states=None if self.states is None else selection.gather(self.states, indices),
             mask=mask,
             places=selection.gather(self.places, indices),
             ids=None if self.ids is None else selection.gather(self.ids, indices),
-            longest=width,
+            lengths=lengths,
         )
 
 
@@ -90,8 +95,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 31)
 
 
-def example_keys(ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-    """(B,) a hash of each example's real tokens and their places: the same in any batch."""
+def places_of(mask: Tensor) -> Tensor:
+    """(B, T) each real token's place in its sentence, padding not counted."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def example_keys(ids: Tensor, mask: Tensor) -> Tensor:
+    """(B,) a hash of each example's real tokens (B, T) and their places: the same in any batch."""
+    places = places_of(mask)
     return (_mix(ids * 1_000_003 + places + 1) * mask).sum(dim=1)
 
 
@@ -106,9 +117,10 @@ class RandomPruner(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         if self.training:
             return torch.rand(tokens.mask.shape, device=tokens.mask.device)
-        if tokens.keys is None:
+        if tokens.whole is None:
             raise ValueError("the pruner 'random' needs input_ids, not inputs_embeds")
-        mixed = _mix(_mix(tokens.keys + self.salt)[:, None] + tokens.places)
+        keys = example_keys(*tokens.whole)
+        mixed = _mix(_mix(keys + self.salt)[:, None] + tokens.places)
         return (mixed & 0xFFFFFF).float() / 2**24  # 24 bits: every value is exact in fp32
 
 
@@ -154,6 +166,8 @@ class StudentPruner(nn.Module):
     A convolution of width `context` (1: the token alone), GELU, one output. In a BERT layer the
     states have seen the sentence already; in front of an LSTM the neighbours are all the context
     there is. Padding is zeroed first, so that it looks like the end of the sentence.
+
+    Where states are word embeddings, the first product can be done once for each word: see `fold`.
     """
 
     def __init__(self, hidden_size: int, width: int, context: int):
@@ -164,15 +178,41 @@ class StudentPruner(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         states = tokens.states
+        assert states is not None
         if self.context > 1:
             reach = self.context // 2
             states = nn.functional.pad(states * tokens.mask[..., None], (0, 0, reach, reach))
             states = states.unfold(1, self.context, 1).flatten(2)  # (B, T, H · context)
         return self.outer(nn.functional.gelu(self.inner(states))).squeeze(-1)
 
-    def flops(self) -> int:
-        """Multiplications and additions for one token."""
-        return 2 * (self.inner.weight.numel() + self.outer.weight.numel())
+    def fold(self, embeddings: Tensor) -> Tensor:
+        """What each word adds to the inner layer of the tokens around it.
+
+        Args:
+            embeddings: (V, H), 0 for the padding word 0.
+
+        Returns:
+            (V, context, width): for a token, for itself if context is 1; bias included at the token's own.
+        """
+        weight = self.inner.weight.unflatten(1, (embeddings.shape[1], self.context))  # (width, H, context)
+        table = torch.einsum("vh,whc->vcw", embeddings, weight)
+        table[:, self.context // 2] += self.inner.bias
+        return table
+
+    def score_words(self, ids: Tensor, table: Tensor) -> Tensor:
+        """As `forward`, from ids (B, T), 0 at padding, and a table made by `fold`."""
+        reach, width = self.context // 2, ids.shape[1]
+        parts = nn.functional.embedding(nn.functional.pad(ids, (reach, reach)), table.flatten(1))
+        parts = parts.unflatten(2, table.shape[1:])  # (B, T + 2 · reach, context, width of the inner layer)
+        inner = parts[:, :width, 0]
+        for i in range(1, self.context):
+            inner = inner + parts[:, i : i + width, i]
+        return self.outer(nn.functional.gelu(inner)).squeeze(-1)
+
+    def flops(self, folded: bool = False) -> int:
+        """Multiplications and additions for one token; `folded`: in `score_words`."""
+        first = self.context * self.inner.out_features if folded else 2 * self.inner.weight.numel()
+        return first + 2 * self.outer.weight.numel()
 
 
 def ranking_loss(scores: Tensor, teacher_scores: Tensor, mask: Tensor) -> Tensor:
@@ -251,6 +291,7 @@ def score_tokens(
         return aligned, None
     if not isinstance(pruner, StudentPruner):
         return pruner(tokens), None
+    assert tokens.states is not None
     scores = pruner(replace(tokens, states=tokens.states.detach()))
     if aligned is None or not pruner.training:
         return scores, None

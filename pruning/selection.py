@@ -4,9 +4,10 @@ Nothing here knows of a model. Shapes: B examples, T positions (padding included
 """
 
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_rate(rate: float) -> None:
@@ -15,27 +16,28 @@ def check_rate(rate: float) -> None:
         raise ValueError(f"a pruning rate must be a number between 0 and 1, not {rate!r}")
 
 
-def count_kept(lengths: Tensor, rate: float) -> Tensor:
+@lru_cache
+def _share(rate: float) -> Fraction:
+    """The rate as the user wrote it: in floating point 100 · 0.29 is 28.999999999999996."""
+    return Fraction(rate).limit_denominator(10**6)
+
+
+def count_kept(length: int, rate: float) -> int:
     """Of n tokens alive, n - floor(n · rate) stay, and at least one (where there is one).
 
-    Computed on integers: 100 · 0.29 is 28.999999999999996 in floating point, and 29 to the user.
+    It never falls as n grows: the longest example of a batch gives the width of the gathered batch.
 
     Args:
-        lengths: (B,) integers, the real tokens of each example.
+        length: n, the real tokens of one example.
         rate: share to remove, in [0, 1], read to six decimals.
     """
-    share = Fraction(rate).limit_denominator(10**6)
-    removed = lengths * share.numerator // share.denominator
-    return torch.minimum((lengths - removed).clamp(min=1), lengths)
+    removed = length * _share(rate).numerator // _share(rate).denominator
+    return min(max(1, length - removed), length)
 
 
-def longest_kept(longest: int, rate: float) -> int:
-    """`count_kept` of one length. It never falls as the length grows, so the longest example of a
-    batch gives the width of the gathered batch without asking the device for it."""
-    return int(count_kept(torch.tensor([longest]), rate))
-
-
-def choose(scores: Tensor, mask: Tensor, kept: Tensor, width: int, keep_first: bool) -> tuple[Tensor, Tensor]:
+def choose(
+    scores: Tensor, mask: Tensor, kept: Tensor | None, width: int, keep_first: bool
+) -> tuple[Tensor, Tensor]:
     """The positions of each example's `kept` best real tokens, in their old order.
 
     Scores are compared in fp32; of equal scores the earlier token stays. Padding is never chosen
@@ -44,7 +46,8 @@ def choose(scores: Tensor, mask: Tensor, kept: Tensor, width: int, keep_first: b
     Args:
         scores: (B, T) floats, higher = kept.
         mask: (B, T) bool, True at real tokens.
-        kept: (B,) how many tokens each example keeps, at most its real tokens.
+        kept: (B,) how many tokens each example keeps, at most its real tokens; None where there is no
+            padding and each keeps `width`.
         width: K, the largest of `kept`.
         keep_first: whether the first real token stays whatever its score ([CLS] in BERT).
 
@@ -53,6 +56,12 @@ def choose(scores: Tensor, mask: Tensor, kept: Tensor, width: int, keep_first: b
         mask: (B, K) bool, False at the filler.
     """
     positions = scores.shape[1]
+    if kept is None:
+        scores = scores.float()
+        if keep_first:
+            scores = nn.functional.pad(scores[:, 1:], (1, 0), value=torch.inf)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, :width]
+        return best.sort(dim=1).values, mask[:, :width]
     scores = scores.float().masked_fill(~mask, -torch.inf)
     if keep_first:
         first = mask.int().argmax(dim=1, keepdim=True)

@@ -7,7 +7,7 @@ included: the clock sees padding too.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,30 +15,27 @@ import torch
 WARM_UP = 1
 
 
-def bert_layer_flops(config: Any, tokens: int) -> int:
+def bert_layer_flops(config: Any, tokens: int, queries: int | None = None) -> int:
     """One encoder layer on one sequence of n tokens: 2n(4H² + 2HI) + 4n²H.
 
     H units, I units of the feed-forward; four projections, two feed-forward products, and the two
-    products of the attention.
+    products of the attention. Where only q of the tokens ask: 4nH² + 2q(2H² + 2HI) + 4qnH.
     """
+    asking = tokens if queries is None else queries
     hidden, inner = config.hidden_size, config.intermediate_size
-    return 2 * tokens * (4 * hidden**2 + 2 * hidden * inner) + 4 * tokens**2 * hidden
+    keys_and_values = 4 * tokens * hidden**2
+    return keys_and_values + 4 * asking * (hidden**2 + hidden * inner) + 4 * asking * tokens * hidden
 
 
-def bert_flops(
-    config: Any, widths: Sequence[int], entering: Sequence[int], student_flops: Sequence[int]
-) -> int:
-    """One sequence through a BERT classifier.
+def bert_head_flops(config: Any) -> int:
+    """The pooling layer and the classifier on one sequence: 2H(H + classes)."""
+    return 2 * config.hidden_size * (config.hidden_size + config.num_labels)
 
-    Args:
-        widths: for each layer the positions that it processes.
-        entering: for each layer the positions that its pruner scores.
-        student_flops: for each layer what its student costs for one position, 0 without one.
-    """
-    hidden = config.hidden_size
-    layers = sum(bert_layer_flops(config, width) for width in widths)
-    students = sum(n * cost for n, cost in zip(entering, student_flops, strict=True))
-    return layers + students + 2 * hidden * (hidden + config.num_labels)
+
+def stock_bert_flops(config: Any, rows: int, width: int) -> int:
+    """Stock BERT on `rows` sequences padded to `width`."""
+    layers = config.num_hidden_layers * bert_layer_flops(config, width)
+    return rows * (layers + bert_head_flops(config))
 
 
 def lstm_flops(embedding: int, hidden: int, steps: int) -> int:

@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
+from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification  # noqa: E402
+
 LAYERS = 3
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 GOOD, BAD = ["good", "great", "superb"], ["bad", "awful", "dull"]
@@ -37,6 +39,30 @@ def tiny_config(**changes) -> dict:
         "intermediate_size": 48,
         "max_position_embeddings": 160,
     } | changes
+
+
+def build(schedule=None, methods="head", **changes) -> PrunedBertForSequenceClassification:
+    """A tiny pruned BERT in evaluation mode, students and frequencies at random."""
+    torch.manual_seed(0)
+    config = PrunedBertConfig(
+        **tiny_config(**changes), num_labels=2, pruning_schedule=schedule, pruning_methods=methods
+    )
+    model = PrunedBertForSequenceClassification(config).eval()
+    model.set_frequencies(torch.rand(64) * 100)
+    with torch.no_grad():
+        for pruner in model.bert.encoder.pruners.parameters():
+            pruner.normal_()  # students as they come would hardly tell tokens apart
+    return model
+
+
+@pytest.fixture
+def batch():
+    """Four examples of 17, 9, 4 and 1 real tokens."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([17, 9, 4, 1])
+    mask = (torch.arange(17) < lengths[:, None]).long()
+    ids = torch.randint(5, 64, (4, 17), generator=generator) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": (torch.arange(17) > 5) * mask}
 
 
 def sentence(rng: random.Random, label: int) -> str:

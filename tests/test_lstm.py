@@ -8,7 +8,7 @@ from pruning import pruners
 from pruning.batches import Examples, Ragged
 from pruning.lstm import HIDDEN, PrunedLstmClassifier, pick_packing
 from pruning.lstm_runs import bag_of_words
-from pruning.pruners import LSTM_TEACHERS
+from pruning.pruners import LSTM_TEACHERS, Tokens
 
 DEPLOYABLE = [m for m in pruners.methods_of(LSTM_TEACHERS) if not pruners.is_teacher(m)]
 
@@ -123,3 +123,74 @@ def test_wrong_settings_are_refused():
         build("head", 1.5)
     with pytest.raises(ValueError, match="unknown pruning method"):
         build("first", 0.5)
+
+
+@pytest.fixture
+def words():
+    """Five sentences of 11, 5, 3, 1 and 1 words."""
+    mask = torch.arange(11) < torch.tensor([11, 5, 3, 1, 1])[:, None]
+    return torch.randint(1, 50, (5, 11), generator=torch.Generator().manual_seed(3)) * mask, mask
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("method", ["lstm student", "head"])
+def test_the_fast_evaluation_is_the_plain_one(words, method, rate):
+    model = PrunedLstmClassifier(50, 2, pair=False, method=method, rate=rate).eval()
+    with torch.no_grad():
+        model.fast = False
+        plain = model(*words)
+        model.fast = True
+        fast = model(*words)
+        padded = model(*(torch.nn.functional.pad(t, (0, 9)) for t in words))
+        alone = [model(words[0][i : i + 1, :n], words[1][i : i + 1, :n]) for i, n in enumerate((11, 5, 3))]
+    assert torch.equal(fast.kept[0], plain.kept[0]) and torch.equal(padded.kept[0], plain.kept[0])
+    torch.testing.assert_close(fast.logits, plain.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=0)
+    for i, one in enumerate(alone):
+        assert one.kept[0][0].tolist() == [place for place in plain.kept[0][i].tolist() if place >= 0]
+        torch.testing.assert_close(one.logits[0], plain.logits[i], atol=1e-5, rtol=0)
+
+
+def test_the_table_gives_the_students_scores(words):
+    student = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.5).eval()
+    ids, mask = words
+    with torch.no_grad():
+        states = student.embedding(ids)
+        plain = student.pruner(Tokens.start(states, mask, ids))
+        from_table = student.pruner.score_words(ids, student.pruner.fold(student.embedding.weight))
+    torch.testing.assert_close(from_table[mask], plain[mask], atol=1e-5, rtol=0)
+
+
+def test_a_few_steps_are_those_of_the_fused_lstm():
+    model = PrunedLstmClassifier(50, 2, pair=False).eval()
+    states = torch.randn(3, 6, 300)
+    with torch.no_grad():
+        torch.testing.assert_close(model._step_by_step(states), model.lstm(states)[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("change", ["step", "in place", "data, then eval", "loaded"])
+def test_what_evaluation_derives_from_weights_is_never_stale(words, change):
+    model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.9).eval()
+    with torch.inference_mode():
+        before = model(*words).logits
+    if change == "step":
+        model.train()
+        model(*words, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
+        torch.optim.AdamW(model.parameters(), lr=0.1, fused=True).step()
+        model.eval()
+    for weight in (model.pruner.inner.weight, model.lstm.weight_hh_l0):
+        if change == "in place":
+            with torch.no_grad():
+                weight.neg_()
+        elif change == "data, then eval":
+            weight.data.neg_()
+            model.eval()
+    if change == "loaded":
+        model.load_state_dict({key: -tensor for key, tensor in model.state_dict().items()})
+    with torch.inference_mode():
+        fast = model(*words)
+        model.fast = False
+        plain = model(*words)
+    assert not torch.allclose(fast.logits, before)
+    assert torch.equal(fast.kept[0], plain.kept[0])
+    torch.testing.assert_close(fast.logits, plain.logits, atol=1e-5, rtol=0)

@@ -11,21 +11,19 @@ from pruning import selection
 
 @pytest.mark.parametrize("rate", [0, 0.1, 0.29, 0.3, 1 / 3, 0.5, 0.7, 0.9, 0.999, 1])
 def test_counts_follow_the_formula(rate):
-    lengths = torch.arange(513)
     exact = Fraction(rate).limit_denominator(10**6)
     wanted = [min(n, max(1, n - math.floor(n * exact))) for n in range(513)]
-    assert selection.count_kept(lengths, rate).tolist() == wanted
+    assert [selection.count_kept(n, rate) for n in range(513)] == wanted
 
 
 def test_counts_are_those_of_the_decimal_that_was_written():
-    assert selection.count_kept(torch.tensor([100]), 0.29).item() == 71  # not 72, as floats would say
+    assert selection.count_kept(100, 0.29) == 71  # not 72, as floats would say
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.37, 0.5, 0.9])
 def test_the_longest_example_gives_the_width(rate):
-    counts = selection.count_kept(torch.arange(300), rate)
-    assert (counts[1:] >= counts[:-1]).all()
-    assert selection.longest_kept(299, rate) == counts.max()
+    counts = [selection.count_kept(n, rate) for n in range(300)]
+    assert counts == sorted(counts)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), "0.5", None, True])
@@ -77,3 +75,13 @@ def test_gather_takes_what_is_aligned():
     indices = torch.tensor([[0, 3], [1, 2]])
     assert selection.gather(ids, indices).tolist() == [[0, 3], [5, 6]]
     assert torch.equal(selection.gather(states, indices)[1], states[1, 1:3])
+
+
+@pytest.mark.parametrize("keep_first", [False, True])
+def test_without_padding_nothing_needs_to_be_counted(keep_first):
+    scores = torch.randint(0, 6, (50, 12)).float()  # many of them equal
+    mask = torch.ones(50, 12).bool()
+    short, full = (
+        selection.choose(scores, mask, kept, 5, keep_first) for kept in (None, torch.full((50,), 5))
+    )
+    assert torch.equal(short[0], full[0]) and torch.equal(short[1], full[1])
