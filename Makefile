@@ -1,15 +1,19 @@
 # make run     everything on the sample: prepare, convert, train, record (nothing downloaded but packages)
+# make bench   how much faster: no data, no training                         (10 minutes on two cores)
 # make test    lint, types, tests
 # make clean   remove the environment and the sample; data/, bert/, cache/ and records/ stay
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test clean
+.PHONY: run bench test clean
 
 run: .venv/sample
 	$(BIN)/python MakeSample.py
 	$(BIN)/python RunSample.py
+
+bench: .venv/base
+	$(BIN)/python BenchmarkSpeed.py
 
 test: .venv/dev
 	$(BIN)/ruff check .

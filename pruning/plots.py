@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
@@ -29,10 +31,42 @@ def write_plots(model: str, task: str, found: list[dict[str, Any]]) -> None:
     figure.legend(handles, labels, loc="outside right center", fontsize=9)
     sample = " (sample data)" if any(r["sample"] for r in found) else ""
     figure.suptitle(f"{task}, {model}{sample}")
+    _save(figure, RECORDS / model / f"{task}.png")
+
+
+def write_speed(path: Path, cells: list[dict[str, Any]], device: str) -> None:
+    """Speed-up against tokens kept, one panel for each shape, one line for each batch size.
+
+    Args:
+        cells: the cells of BenchmarkSpeed.py with kind "bert".
+    """
+    shapes = sorted({cell["shape"] for cell in cells})
+    figure, panels = plt.subplots(1, len(shapes), figsize=(6.5 * len(shapes), 4.6), layout="constrained")
+    for axes, shape in zip(np.atleast_1d(panels), shapes, strict=True):
+        found = [cell for cell in cells if cell["shape"] == shape]
+        bounds: set[tuple[float, float]] = {(100.0, 1.0)}
+        for i, cell in enumerate(found):
+            rows = [r for r in cell["rows"] if "student" in r["variant"] or r["variant"].startswith("ours")]
+            points = sorted((100 * r["token_layers_kept"], r["against_dense"]) for r in rows)
+            bounds |= {(100 * r["token_layers_kept"], r["bound"]) for r in rows}
+            label = f"{cell['lengths']}, batches of {cell['batch_size']}"
+            axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], label=label)
+        axes.plot(*zip(*sorted(bounds), strict=True), color="grey", linestyle="--", label="FLOPs bound")
+        axes.set_title(shape)
+        axes.set_xlabel("token-layers kept, % of dense")
+        axes.set_ylabel("speed-up against ours dense, pruner included")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(f"Pruned by the student, {device}")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     plt.close(figure)
-    with whole_file(RECORDS / model / f"{task}.png") as file:
+    with whole_file(path) as file:
         file.write(picture.getvalue())
 
 

@@ -66,6 +66,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The CPU's name, where the platform tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def git_commit() -> str | None:
     """The commit that the code stands at, "+changes" if it was edited since; None outside a checkout."""
     here = Path(__file__).resolve().parent.parent

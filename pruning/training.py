@@ -79,7 +79,7 @@ class Memory:
 
 def pick_device() -> Accelerator:
     """GPU if there, else Apple's, else the CPU; bf16 where the device computes in it. Says why."""
-    precision, why = _precision()
+    precision, why = best_precision()
     accelerator = Accelerator(mixed_precision=precision)
     if accelerator.is_main_process:
         name = device_name(accelerator.device)
@@ -90,7 +90,7 @@ def pick_device() -> Accelerator:
     return accelerator
 
 
-def _precision() -> tuple[str, str]:
+def best_precision() -> tuple[str, str]:
     """accelerate's name of a precision, and the reason for it."""
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
