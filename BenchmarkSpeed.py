@@ -24,7 +24,7 @@ from transformers import BertForSequenceClassification
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification
 from pruning import batches, plots, records, selection, teachers, timing, training
 from pruning.batches import Examples, Ragged
-from pruning.layers import FastPaths
+from pruning.layers import FastPaths, run_layers
 from pruning.lstm import PrunedLstmClassifier
 
 # ----------------------------------------------------------------------------------------------
@@ -47,9 +47,10 @@ pruning_methods = [
 ]  # all with the schedule "half"
 lstm_batch_sizes = [1, 32, 256]
 lstm_rates = [0, 0.3, 0.6, 0.9]
-tokens_a_round = 1_600  # about as many real tokens go through each variant of a cell, and at least a batch
-seconds_a_cell = 12  # in which a cell makes as many rounds as it can, but at least
-fewest_rounds = 3
+tokens_a_round = 800  # about as many real tokens go through each variant, in at least one batch
+compiled_lengths = []  # such as [16, 32, 64, 128]: torch.compile too, half a minute of compiling each
+seconds_a_cell = 15  # in which a cell makes as many rounds as it can, but at least
+fewest_rounds = 4
 # ----------------------------------------------------------------------------------------------
 
 SHAPES = {
@@ -69,14 +70,15 @@ LENGTHS = {
     "mrpc": [26, 32, 37, 40, 42, 44, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63, 64, 67, 70, 74, 86],
     "agnews": [13, 23, 27, 29, 31, 32, 33, 34, 35, 36, 37, 39, 40, 41, 42, 43, 45, 47, 49, 55, 138],
 }
-LEGEND = """Time and FLOPs are those of one example; FLOPs by formula, as executed. Speed-up: against the second
-row, dense, length-sorted and padded per batch; median, and slowest and fastest round. The bound is what
-FLOPs promise against ours dense, the share of it is what the clock shows of that.
+LEGEND = """Time and FLOPs are those of one example; FLOPs by formula, as executed. Speed-up: against the row
+that has × 1.00 (stock transformers or the dense LSTM, length-sorted, padded per batch); median, and slowest
+and fastest round. The bound is what FLOPs promise against ours dense, the share of it is what the clock
+shows of that.
 
 """
 EXAMPLES = 1_024  # in a cell, of which a few batches at even distances are timed
 PADDED = 128  # what the first code, and most papers, pad every input to
-MOST_ROUNDS = 60
+MOST_BATCHES = 8
 PADDED_ROWS = 16  # of a batch are timed at that length; it is as fast for each row of a larger one
 STUDENT = "ideal gradients student"
 STOCK, OURS = "stock, length-sorted", "ours, dense"
@@ -118,9 +120,7 @@ def measure(
     """
     runs = {name: variant.run for name, variant in variants.items()}
     with torch.inference_mode(inference):
-        one_round = sum(times[0] for times in timing.interleaved(runs, device, 1).values())
-        rounds = min(MOST_ROUNDS, max(fewest_rounds, round(seconds_a_cell / one_round)))
-        seconds = timing.interleaved(runs, device, rounds)
+        seconds = timing.interleaved(runs, device, fewest_rounds, seconds_a_cell)
         memory = {name: timing.peak_memory(v.run, device) for name, v in variants.items()}
     each = {name: [s / v.examples for s in seconds[name]] for name, v in variants.items()}
     own = variants[dense]
@@ -149,7 +149,7 @@ def measure(
             }
         if variant.token_layers and own.token_layers:
             row["token_layers_kept"] = variant.token_layers / own.token_layers
-        row["rounds"] = rounds
+        row["rounds"] = len(each[name])
         rows.append(row)
     return rows
 
@@ -179,7 +179,8 @@ def pick_batches(examples: Examples, size: int) -> list[Tensor]:
     """Length-sorted batches at even distances, with about `tokens_a_round` tokens together."""
     todo = batches.sorted_batches(examples.lengths, size)
     count = round(tokens_a_round / (size * float(examples.lengths.double().mean())))
-    middles = (torch.arange(max(1, min(len(todo), count))) + 0.5) / max(1, min(len(todo), count))
+    count = min(max(1, count), MOST_BATCHES)
+    middles = (torch.arange(count) + 0.5) / count
     return [todo[int(middle * len(todo))] for middle in middles]
 
 
@@ -221,17 +222,13 @@ class Berts:
         return cls(stock.to(device, dtype).eval(), dense.to(device, dtype).eval(), device, dtype)
 
     def pruned(self, schedule: str, method: str) -> PrunedBertForSequenceClassification:
-        config = self.dense.config
-        config = PrunedBertConfig.from_dict(
-            config.to_dict()
-            | {
-                "pruning_schedule": schedule_of(schedule, config.num_hidden_layers),
-                "pruning_methods": method,
-            }
+        """The same weights with pruners."""
+        config = PrunedBertConfig(**self.dense.config.to_dict())
+        config.pruning_schedule = schedule_of(schedule, config.num_hidden_layers)
+        config.pruning_methods = method
+        model = PrunedBertForSequenceClassification.from_pretrained(
+            None, config=config, state_dict=self.dense.state_dict(), attn_implementation="sdpa"
         )
-        config._attn_implementation = "sdpa"
-        model = PrunedBertForSequenceClassification(config)
-        model.load_state_dict(self.dense.state_dict(), strict=False)
         model.set_frequencies(torch.rand(config.vocab_size))
         return model.to(self.device, self.dtype).eval()
 
@@ -346,6 +343,33 @@ def first_code_cell(berts: Berts, batch_size: int) -> list[dict]:
         "without pruning": bert_variant(berts.dense, todo, layers),
     }
     return measure(variants, "the first code's way", "without pruning", berts.device)
+
+
+def compile_cell(berts: Berts, batch_size: int) -> list[dict]:
+    """The layers of the dense model as one compiled graph for each of a few fixed lengths, weights frozen."""
+    from torch._inductor import config as inductor
+
+    encoder = berts.dense.bert.encoder
+    layers = encoder.layer
+    paths = FastPaths(one_projection=False, fused_product=False)  # the compiler fuses for itself
+    rows = []
+    for length in compiled_lengths:
+        shape = (batch_size, length, berts.dense.config.hidden_size)
+        states = torch.randn(shape, device=berts.device, dtype=berts.dtype)
+        mask = torch.ones(shape[:2], dtype=torch.bool, device=berts.device)
+        run = partial(run_layers, layers, states, mask, [length] * batch_size, only_first=True)
+        with inductor.patch(freezing=True), torch.no_grad():
+            started = time.perf_counter()
+            compiled = torch.compile(partial(run, paths=paths), mode="reduce-overhead", dynamic=False)
+            compiled()
+            seconds = time.perf_counter() - started
+            variants = {
+                f"ours, {length} tokens": Variant(partial(run, paths=FastPaths()), batch_size),
+                f"compiled in {seconds:.0f} s": Variant(compiled, batch_size),
+            }
+            first = next(iter(variants))
+            rows += measure(variants, first, first, berts.device, inference=False)
+    return rows
 
 
 def training_cell(berts: Berts, batch_size: int) -> list[dict]:
@@ -477,6 +501,9 @@ def main() -> None:
                 add(f"{name}, each gain, sst-2, batches of {size}", rows, kind="gains", shape=shape)
             rows = first_code_cell(berts, 32)
             add(f"{name}, from the first code to here, sst-2", rows, kind="first code", shape=shape)
+            for size in (1, 32) if compiled_lengths else ():
+                rows = compile_cell(berts, size)
+                add(f"{name}, torch.compile, batches of {size}", rows, kind="compiled", shape=shape)
             if dtype == torch.float32:
                 rows = training_cell(berts, 32)
                 add(f"{name}, a training step, sst-2", rows, kind="training", shape=shape)

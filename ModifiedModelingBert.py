@@ -9,14 +9,18 @@ Modifications of transformers 5.23, class by class:
 
     PrunedBertConfig                     three more fields, saved in config.json
     PrunedBertEncoder.forward            the loop over the layers: before a layer with a pruner, tokens are
-                                         scored, chosen and gathered, and the attention mask is made anew
+                                         scored, chosen and gathered; the layers between two pruners run
+                                         on the fast paths of `pruning.layers`, which replace the forward
+                                         of BertLayer and all that is in it
     PrunedBertModel.forward              hands the encoder the token ids and the 2-D mask, which the stock
                                          model keeps from it
-    PrunedBertForSequenceClassification  takes teacher_scores; also returns what was kept, and the students'
-                                         loss for the training loop to add
+    PrunedBertForSequenceClassification  takes teacher_scores; asks for [CLS] alone, so that the last layer
+                                         may save its work on all other tokens; also returns what was kept,
+                                         and the students' loss for the training loop to add
 
 Parameter names are the stock ones; the pruners' are `bert.encoder.pruners.<layer>.*` beside them.
-Without a pruner (a schedule of zeros) every tensor takes the stock path, layer by layer.
+The stock layers run, unchanged, where hidden states, attention weights, another attention than SDPA or
+gradient checkpoints are asked for, and everywhere once `model.bert.encoder.fast_paths` is None.
 
 Shapes: B examples, T positions, H units, L layers.
 """

@@ -52,12 +52,17 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], Any]], device: torch.device, passes: int
+    runs: dict[str, Callable[[], Any]], device: torch.device, passes: int, at_least_seconds: float = 0
 ) -> dict[str, list[float]]:
     """Seconds of each run in each pass. The runs take turns, so that a machine whose speed drifts
-    is as fast or slow for all of them; one pass before the first is not counted."""
+    is as fast or slow for all of them; one pass before the first is not counted.
+
+    Args:
+        passes: how many, or more until `at_least_seconds` are over.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(WARM_UP + passes):
+    began, turn = time.perf_counter(), 0
+    while turn < WARM_UP + passes or time.perf_counter() - began < at_least_seconds:
         for name, run in runs.items():
             synchronize(device)
             start = time.perf_counter()
@@ -65,6 +70,7 @@ def interleaved(
             synchronize(device)
             if turn >= WARM_UP:
                 seconds[name].append(time.perf_counter() - start)
+        turn += 1
     return seconds
 
 

@@ -250,21 +250,21 @@ def predict(
     model.to(accelerator.device).eval()
     order, logits, kept = [], [], []
     memory = Memory()
-    for rows in batches.sorted_batches(examples.lengths, batch_size):
-        done: list[Any] = []
-        while not done:
-            try:
-                for piece in batches.halves(rows, memory.parts):
-                    batch = full_batch(examples, piece, make_batch, teacher_scores, accelerator.device)
-                    with accelerator.autocast():
+    with accelerator.autocast():  # around all batches: each weight is cast once
+        for rows in batches.sorted_batches(examples.lengths, batch_size):
+            done: list[Any] = []
+            while not done:
+                try:
+                    for piece in batches.halves(rows, memory.parts):
+                        batch = full_batch(examples, piece, make_batch, teacher_scores, accelerator.device)
                         done.append(model(**batch))
-            except RuntimeError as error:
-                done = []
-                memory.halve(error, len(rows))
-        order.append(rows)
-        logits += [output.logits.float().cpu() for output in done]
-        if done[0].kept is not None:
-            kept += [count_places(output.kept).cpu() for output in done]
+                except RuntimeError as error:
+                    done = []
+                    memory.halve(error, len(rows))
+            order.append(rows)
+            logits += [output.logits.float().cpu() for output in done]
+            if done[0].kept is not None:
+                kept += [count_places(output.kept).cpu() for output in done]
     back = torch.cat(order).argsort()
     return Predictions(torch.cat(logits)[back], torch.cat(kept)[back] if kept else None)
 
