@@ -5,7 +5,7 @@
     [CLS] only        the last layer computes keys and values of all tokens, but queries, output projection
                       and feed-forward of the first token alone: it is all that the classifier reads
     one projection    query, key and value come out of one matrix product
-    fused product     on the CPU, oneDNN adds the bias and applies GELU while it multiplies
+    fused product     on the CPU, oneDNN multiplies few tokens, and applies GELU while it multiplies
 
 The last two are for inference; with gradients each parameter is used by itself. Norms and dropout are the
 stock modules, and so is any part that is not a plain linear layer. Each gain can be switched off.
@@ -28,8 +28,9 @@ from transformers.models.bert.modeling_bert import BertIntermediate, BertLayer, 
 TOKENS_PER_CALL = {"cpu": 4}
 TOKENS_PER_CALL_ELSEWHERE = 256
 
-# The fused product is what torch.compile uses on x86 (torch 2.13); without it PyTorch copies the bias
-# first and reads the inner layer once more for GELU.
+# oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
+# tokens, but takes up to twice as long for fewer than this, and reads the inner layer again for GELU.
+FEW_TOKENS = 50
 ONEDNN = "AVX" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -203,7 +204,8 @@ def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None, paths: FastPaths, activation: str = "none"
 ) -> Tensor:
     """activation(x · weightᵀ + bias); any activation needs the fused product."""
-    if _has_fused_product(x, paths):
+    few = x.numel() < FEW_TOKENS * x.shape[-1]
+    if activation != "none" or (few and _has_fused_product(x, paths)):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
     return linear(x, weight, bias)
 
