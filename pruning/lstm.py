@@ -169,7 +169,10 @@ class PrunedLstmClassifier(nn.Module):
         if tokens.states is None:
             tokens.states = self.dropout(self.embedding(tokens.ids))
         places = tokens.places.masked_fill(~tokens.mask, -1)
-        encoded = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
+        if tokens.states.shape[1] <= FEW_STEPS and ids.device.type == "cpu" and self._may_be_fast():
+            encoded = self._encode_step_by_step(tokens.states, tokens.lengths)
+        else:
+            encoded = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
         return encoded, (places,), [] if loss is None else [loss]
 
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
@@ -179,9 +182,7 @@ class PrunedLstmClassifier(nn.Module):
             states: (B, T, E).
             mask: (B, T) bool, True at words; None where there is no padding.
         """
-        if states.shape[1] <= FEW_STEPS and states.device.type == "cpu" and self._may_be_fast():
-            outputs = self._step_by_step(states)
-        elif self.packed and mask is not None:
+        if self.packed and mask is not None:
             lengths = mask.sum(dim=1).cpu()
             packed = pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
             outputs, _ = pad_packed_sequence(
@@ -193,25 +194,37 @@ class PrunedLstmClassifier(nn.Module):
             outputs = outputs.masked_fill(~mask[..., None], -torch.inf)
         return outputs.amax(dim=1)
 
-    def _step_by_step(self, states: Tensor) -> Tensor:
-        """What `self.lstm` gives, (B, T, H), by its equations: for a few steps at evaluation."""
+    def _encode_step_by_step(self, states: Tensor, lengths: list[int]) -> Tensor:
+        """What `encode` gives, by the LSTM's equations, for a few steps at evaluation.
+
+        Every step computes the sentences that have a word left, and nothing else.
+        """
         from_word, from_state, word_bias, state_bias = self.lstm.all_weights[0]
         rows, steps, _ = states.shape
         # MKL multiplies a few rows several times faster by a transposed copy, and one row by the original.
         by_word = self._derive("by word", lambda: from_word.t().contiguous(), from_word)
         by_state = self._derive("by state", lambda: from_state.t().contiguous(), from_state)
         by_state = by_state if rows > 1 else from_state.t()
+        order = sorted(range(rows), key=lambda row: -lengths[row])
+        is_sorted = order == list(range(rows))
+        if not is_sorted:
+            states = states[torch.tensor(order)]
         words = torch.addmm(word_bias + state_bias, states.transpose(0, 1).flatten(0, 1), by_word)
-        outputs: list[Tensor] = []
-        cell = torch.zeros(())
-        for gates in words.view(steps, rows, -1):  # (B, 4H): input, forget, cell, output
-            if outputs:
-                gates = torch.addmm(gates, outputs[-1], by_state)
-            opened = gates.sigmoid().chunk(4, dim=1)
-            proposed = gates[:, 2 * HIDDEN : 3 * HIDDEN].tanh() * opened[0]
-            cell = torch.addcmul(proposed, opened[1], cell) if outputs else proposed
-            outputs.append(cell.tanh() * opened[3])
-        return torch.stack(outputs, dim=1)
+        most = cell = hidden = torch.zeros(())
+        for step, gates in enumerate(words.view(steps, rows, -1)):  # (B, 4H): input, forget, cell, output
+            reading = sum(length > step for length in lengths)
+            gates = gates[:reading]
+            if step:
+                gates.addmm_(hidden[:reading], by_state)
+            entry, keep, _, output = gates.sigmoid().chunk(4, dim=1)
+            proposed = gates[:, 2 * HIDDEN : 3 * HIDDEN].tanh().mul_(entry)
+            cell = proposed.addcmul_(keep, cell[:reading]) if step else proposed
+            hidden = cell.tanh().mul_(output)
+            if step:
+                torch.maximum(most[:reading], hidden, out=most[:reading])
+            else:
+                most = hidden.clone()
+        return most if is_sorted else most[torch.tensor(order).argsort()]
 
     def _word_table(self, student: StudentPruner) -> Tensor:
         """The student's first product for every word of the vocabulary."""

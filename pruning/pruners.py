@@ -201,13 +201,10 @@ class StudentPruner(nn.Module):
 
     def score_words(self, ids: Tensor, table: Tensor) -> Tensor:
         """As `forward`, from ids (B, T), 0 at padding, and a table made by `fold`."""
-        reach, width = self.context // 2, ids.shape[1]
-        parts = nn.functional.embedding(nn.functional.pad(ids, (reach, reach)), table.flatten(1))
-        parts = parts.unflatten(2, table.shape[1:])  # (B, T + 2 · reach, context, width of the inner layer)
-        inner = parts[:, :width, 0]
-        for i in range(1, self.context):
-            inner = inner + parts[:, i : i + width, i]
-        return self.outer(nn.functional.gelu(inner)).squeeze(-1)
+        around = nn.functional.pad(ids, (self.context // 2, self.context // 2)).unfold(1, self.context, 1)
+        parts = around * self.context + torch.arange(self.context, device=ids.device)  # (B, T, context)
+        inner = nn.functional.embedding_bag(parts.flatten(0, 1), table.flatten(0, 1), mode="sum")
+        return self.outer(nn.functional.gelu(inner)).view(ids.shape)
 
     def flops(self, folded: bool = False) -> int:
         """Multiplications and additions for one token; `folded`: in `score_words`."""

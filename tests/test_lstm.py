@@ -161,11 +161,14 @@ def test_the_table_gives_the_students_scores(words):
     torch.testing.assert_close(from_table[mask], plain[mask], atol=1e-5, rtol=0)
 
 
-def test_a_few_steps_are_those_of_the_fused_lstm():
+@pytest.mark.parametrize("lengths", [[6, 4, 4, 1], [2, 6, 1, 3], [3]])
+def test_a_few_steps_are_those_of_the_fused_lstm(lengths):
     model = PrunedLstmClassifier(50, 2, pair=False).eval()
-    states = torch.randn(3, 6, 300)
+    states = torch.randn(len(lengths), max(lengths), 300)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
-        torch.testing.assert_close(model._step_by_step(states), model.lstm(states)[0], atol=1e-6, rtol=0)
+        few = model._encode_step_by_step(states, lengths)
+        torch.testing.assert_close(few, model.encode(states, mask), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("change", ["step", "in place", "data, then eval", "loaded"])
