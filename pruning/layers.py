@@ -29,8 +29,9 @@ TOKENS_PER_CALL = {"cpu": 4}
 TOKENS_PER_CALL_ELSEWHERE = 256
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
-# tokens, but takes up to twice as long for fewer than this, and reads the inner layer again for GELU.
-FEW_TOKENS = 50
+# tokens and faster for one to three, but takes up to twice as long for so many as these, and reads the
+# inner layer again for GELU.
+FEW_TOKENS = range(4, 50)
 ONEDNN = "AVX" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -191,23 +192,26 @@ def _inner(intermediate: BertIntermediate, states: Tensor, paths: FastPaths) -> 
     """The inner layer of the feed-forward, activation included."""
     dense = intermediate.dense
     is_gelu = isinstance(intermediate.intermediate_act_fn, GELUActivation)
-    if type(dense) is nn.Linear and is_gelu and _has_fused_product(states, paths):
-        return _product(states, dense.weight, dense.bias, paths, "gelu")
+    many = states.numel() // states.shape[-1] >= FEW_TOKENS.start
+    if type(dense) is nn.Linear and is_gelu and many and _has_onednn(states, paths):
+        return _onednn_product(states, dense.weight, dense.bias, "gelu")
     return intermediate.intermediate_act_fn(_linear(dense, states, paths))
 
 
-def _has_fused_product(x: Tensor, paths: FastPaths) -> bool:
-    return paths.fused_product and ONEDNN and x.device.type == "cpu" and _weights_as_they_are(x)
-
-
-def _product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, paths: FastPaths, activation: str = "none"
-) -> Tensor:
-    """activation(x · weightᵀ + bias); any activation needs the fused product."""
-    few = x.numel() < FEW_TOKENS * x.shape[-1]
-    if activation != "none" or (few and _has_fused_product(x, paths)):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, paths: FastPaths) -> Tensor:
+    """x · weightᵀ + bias."""
+    if x.numel() // x.shape[-1] in FEW_TOKENS and _has_onednn(x, paths):
+        return _onednn_product(x, weight, bias, "none")
     return linear(x, weight, bias)
+
+
+def _has_onednn(x: Tensor, paths: FastPaths) -> bool:
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return ONEDNN and fits and paths.fused_product and _weights_as_they_are(x)
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
 
 
 def _attend(

@@ -50,6 +50,21 @@ def test_bf16(batch, schedule):
     torch.testing.assert_close(fast, stock, atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_precisions(batch, dtype):
+    model = build([0.3, 0, 0.5], "tail").to(dtype)
+    with torch.inference_mode():
+        fast, stock = logits(model, FastPaths(), **batch), logits(model, None, **batch)
+    torch.testing.assert_close(fast, stock, atol=1e-12 if dtype == torch.float64 else 2e-2, rtol=0)
+
+
+def test_autocast(batch):
+    model = build([0.3, 0, 0.5], "tail")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        fast, stock = logits(model, FastPaths(), **batch), logits(model, None, **batch)
+    torch.testing.assert_close(fast, stock, atol=2e-2, rtol=0)
+
+
 def test_dense_is_stock_bert(batch):
     ours = build()
     stock = BertForSequenceClassification(ours.config).eval()
