@@ -358,6 +358,7 @@ def compile_cell(berts: Berts, batch_size: int) -> list[dict]:
         states = torch.randn(shape, device=berts.device, dtype=berts.dtype)
         mask = torch.ones(shape[:2], dtype=torch.bool, device=berts.device)
         run = partial(run_layers, layers, states, mask, [length] * batch_size, only_first=True)
+        torch.compiler.reset()  # or the compiler gives up after its eighth graph
         with inductor.patch(freezing=True), torch.no_grad():
             started = time.perf_counter()
             compiled = torch.compile(partial(run, paths=paths), mode="reduce-overhead", dynamic=False)

@@ -78,15 +78,15 @@ class Layout:
             no_padding: False leaves padding where it is.
         """
         rows, width = mask.shape
-        ends = torch.arange(0, rows * width, width, device=mask.device)
+        row_starts = torch.arange(0, rows * width, width, device=mask.device)
         order = sorted(range(rows), key=lambda row: -lengths[row])
         runs = [(len(list(run)), length) for length, run in groupby(lengths[row] for row in order)]
         if runs == [(rows, width)]:
-            return cls((rows, width), runs, ends)
+            return cls((rows, width), runs, row_starts)
         call = TOKENS_PER_CALL.get(mask.device.type, TOKENS_PER_CALL_ELSEWHERE)
         padding = rows * width - sum(lengths)
         if not no_padding or padding < call * (len(runs) - 1) or not min(lengths):
-            first = ends + mask.int().argmax(dim=1)
+            first = row_starts + mask.int().argmax(dim=1)
             return cls((rows, width), [(rows, width)], first, mask=mask[:, None, None, :])
         by_length = torch.tensor(order)
         starts = torch.tensor([0, *(lengths[row] for row in order[:-1])]).cumsum(0)

@@ -161,7 +161,8 @@ class PrunedLstmClassifier(nn.Module):
         loss = None
         if student is not None and from_table:
             words = ids if tokens.is_full else ids.masked_fill(~mask, 0)
-            scores = student.score_words(words, self._word_table(student))
+            with torch.autocast(ids.device.type, enabled=False):  # a table is read, not multiplied
+                scores = student.score_words(words, self._word_table(student))
         else:
             scores, loss = pruners.score_tokens(self.pruner, tokens, teacher_scores, keep_first=False)
         share = self.rate_share if self.training else 1.0
@@ -194,6 +195,7 @@ class PrunedLstmClassifier(nn.Module):
             outputs = outputs.masked_fill(~mask[..., None], -torch.inf)
         return outputs.amax(dim=1)
 
+    @torch.autocast("cpu", enabled=False)
     def _encode_step_by_step(self, states: Tensor, lengths: list[int]) -> Tensor:
         """What `encode` gives, by the LSTM's equations, for a few steps at evaluation.
 

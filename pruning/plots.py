@@ -44,14 +44,16 @@ def write_speed(path: Path, cells: list[dict[str, Any]], device: str) -> None:
     figure, panels = plt.subplots(1, len(shapes), figsize=(6.5 * len(shapes), 4.6), layout="constrained")
     for axes, shape in zip(np.atleast_1d(panels), shapes, strict=True):
         found = [cell for cell in cells if cell["shape"] == shape]
-        bounds: set[tuple[float, float]] = {(100.0, 1.0)}
+        bounds: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for i, cell in enumerate(found):
             rows = [r for r in cell["rows"] if "student" in r["variant"] or r["variant"].startswith("ours")]
             points = sorted((100 * r["token_layers_kept"], r["against_dense"]) for r in rows)
-            bounds |= {(100 * r["token_layers_kept"], r["bound"]) for r in rows}
+            for row in rows:
+                bounds[row["variant"]].append((100 * row["token_layers_kept"], row["bound"]))
             label = f"{cell['lengths']}, batches of {cell['batch_size']}"
             axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], label=label)
-        axes.plot(*zip(*sorted(bounds), strict=True), color="grey", linestyle="--", label="FLOPs bound")
+        mean = sorted(tuple(np.mean(points, axis=0)) for points in bounds.values())
+        axes.plot(*zip(*mean, strict=True), color="grey", linestyle="--", label="FLOPs bound (mean)")
         axes.set_title(shape)
         axes.set_xlabel("token-layers kept, % of dense")
         axes.set_ylabel("speed-up against ours dense, pruner included")

@@ -151,6 +151,17 @@ def test_the_fast_evaluation_is_the_plain_one(words, method, rate):
         torch.testing.assert_close(one.logits[0], plain.logits[i], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("rate", [0.3, 0.9])
+def test_the_fast_evaluation_under_autocast(words, rate):
+    model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=rate).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fast = model(*words)
+    with torch.no_grad():
+        exact = model(*words)
+    assert torch.equal(fast.kept[0], exact.kept[0])
+    torch.testing.assert_close(fast.logits.float(), exact.logits, atol=2e-2, rtol=0)
+
+
 def test_the_table_gives_the_students_scores(words):
     student = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.5).eval()
     ids, mask = words
