@@ -303,7 +303,7 @@ def test_bf16(bert, lstm, monkeypatch, capsys):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
-    monkeypatch.setattr(training, "_precision", lambda: ("bf16", "the test says so"))
+    monkeypatch.setattr(training, "best_precision", lambda: ("bf16", "the test says so"))
     try:
         bert(pruning_methods=["ideal gradients student", "random"])
         lstm()
