@@ -42,10 +42,16 @@ def tiny_config(**changes) -> dict:
 
 
 def build(schedule=None, methods="head", **changes) -> PrunedBertForSequenceClassification:
-    """A tiny pruned BERT in evaluation mode, students and frequencies at random."""
+    """A tiny pruned BERT in evaluation mode, students and frequencies at random.
+
+    Its weights are large enough for attention to matter: with BERT's own start it is nearly uniform.
+    """
     torch.manual_seed(0)
     config = PrunedBertConfig(
-        **tiny_config(**changes), num_labels=2, pruning_schedule=schedule, pruning_methods=methods
+        **tiny_config(**{"initializer_range": 0.2} | changes),
+        num_labels=2,
+        pruning_schedule=schedule,
+        pruning_methods=methods,
     )
     model = PrunedBertForSequenceClassification(config).eval()
     model.set_frequencies(torch.rand(64) * 100)

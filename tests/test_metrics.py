@@ -6,6 +6,7 @@ import torch
 
 from ModifiedModelingBert import PrunedBertConfig
 from pruning import metrics, timing
+from pruning.layers import FastPaths, run_layers
 from pruning.tasks import AGNEWS, GLUE
 
 
@@ -48,6 +49,19 @@ def test_flops_of_a_layer_are_those_of_its_products():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         BertLayer(config).eval()(torch.randn(1, 23, 64))
     assert timing.bert_layer_flops(config, 23) == counter.get_total_flops()
+
+
+def test_flops_of_a_last_layer_that_only_cls_asks():
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers.models.bert.modeling_bert import BertLayer
+
+    config = PrunedBertConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96)
+    plain = FastPaths(one_projection=False, fused_product=False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        mask = torch.ones(1, 23).bool()
+        run_layers([BertLayer(config).eval()], torch.randn(1, 23, 64), mask, [23], plain, only_first=True)
+    attention = 2 * 2 * 23 * 64  # the counter does not see the fused one
+    assert timing.bert_layer_flops(config, 23, queries=1) == counter.get_total_flops() + attention
 
 
 def test_flops_of_the_lstm_are_those_of_its_gates():
