@@ -26,6 +26,7 @@ from pruning import batches, plots, records, selection, teachers, timing, traini
 from pruning.batches import Examples, Ragged
 from pruning.layers import FastPaths, run_layers
 from pruning.lstm import PrunedLstmClassifier
+from RunBert4Glue import flops_of
 
 # ----------------------------------------------------------------------------------------------
 # Settings
@@ -233,7 +234,14 @@ class Berts:
         return model.to(self.device, self.dtype).eval()
 
 
-def bert_variant(model: Any, todo: Sequence[Batch], layers: int) -> Variant:
+def bert_batches(
+    berts: Berts, examples: Examples, chosen: Sequence[Tensor], width: int | None = None
+) -> list[Batch]:
+    """Batches on the device, padded to their longest or to `width`."""
+    return [batches.to_device(batches.bert_batch(examples, rows, width), berts.device) for rows in chosen]
+
+
+def bert_variant(model: Any, todo: Sequence[Batch]) -> Variant:
     """A model over batches."""
 
     def run() -> None:
@@ -242,40 +250,31 @@ def bert_variant(model: Any, todo: Sequence[Batch], layers: int) -> Variant:
 
     masks = [batch["attention_mask"] for batch in todo]
     lengths = [n for mask in masks for n in mask.sum(dim=1).tolist()]
-    ours = isinstance(model, PrunedBertForSequenceClassification)
-    flops = sum(
-        model.flops(mask) if ours else timing.stock_bert_flops(model.config, *mask.shape) for mask in masks
-    )
     alive, token_layers = lengths, 0
-    for rate in model.bert.encoder.schedule if ours else [0.0] * layers:
+    for rate in getattr(model.bert.encoder, "schedule", [0.0] * model.config.num_hidden_layers):
         alive = [selection.count_kept(n, rate) for n in alive]
         token_layers += sum(alive)
-    return Variant(run, len(lengths), flops, token_layers)
+    return Variant(run, len(lengths), sum(flops_of(model, batch) for batch in todo), token_layers)
 
 
 def bert_cell(berts: Berts, lengths: str, batch_size: int) -> list[dict]:
     """Stock and ours, dense and pruned, on the same batches."""
     examples = draw_examples(lengths, VOCABULARY)
     chosen = pick_batches(examples, batch_size)
-    layers = berts.dense.config.num_hidden_layers
-
-    def made(rows: Sequence[Tensor], width: int | None = None) -> list[Batch]:
-        return [batches.to_device(batches.bert_batch(examples, r, width), berts.device) for r in rows]
-
-    todo = made(chosen)
+    todo = bert_batches(berts, examples, chosen)
     variants = {}
     if int(examples.lengths.max()) < PADDED:
         some = chosen
         if berts.device.type == "cpu" and batch_size > 1:
             some = [chosen[len(chosen) // 2][:PADDED_ROWS]]
-        padded = bert_variant(berts.stock, made(some, PADDED), layers)
+        padded = bert_variant(berts.stock, bert_batches(berts, examples, some, PADDED))
         variants[f"stock, padded to {PADDED}"] = replace(padded, token_layers=None)  # of other examples
-    variants[STOCK] = bert_variant(berts.stock, todo, layers)
-    variants[OURS] = bert_variant(berts.dense, todo, layers)
+    variants[STOCK] = bert_variant(berts.stock, todo)
+    variants[OURS] = bert_variant(berts.dense, todo)
     for schedule in schedules:
         for method in pruning_methods if schedule == "half" else [STUDENT]:
             model = berts.pruned(schedule, method)
-            variants[f"{schedule}, {method}"] = bert_variant(model, todo, layers)
+            variants[f"{schedule}, {method}"] = bert_variant(model, todo)
     return measure(variants, STOCK, OURS, berts.device)
 
 
@@ -284,7 +283,6 @@ def ablation_cell(berts: Berts, batch_size: int) -> list[dict]:
     examples = draw_examples("sst-2", VOCABULARY)
     chosen = pick_batches(examples, batch_size)
     unsorted = [torch.arange(batch_size)]  # lengths are drawn in random order
-    layers = berts.dense.config.num_hidden_layers
     off = FastPaths(**{field.name: False for field in fields(FastPaths)})
     alone = {f"only {f.name}": replace(off, **{f.name: True}) for f in fields(FastPaths)}
     without = {f"all but {f.name}": replace(FastPaths(), **{f.name: False}) for f in fields(FastPaths)}
@@ -294,11 +292,11 @@ def ablation_cell(berts: Berts, batch_size: int) -> list[dict]:
         todo["as they come"] = (unsorted, {name: every[name] for name in ("only no_padding", "all")})
     rows = []
     for order, (groups, settings) in todo.items():
-        made = [batches.to_device(batches.bert_batch(examples, r), berts.device) for r in groups]
-        variants = {"stock": bert_variant(berts.stock, made, layers)}
+        made = bert_batches(berts, examples, groups)
+        variants = {"stock": bert_variant(berts.stock, made)}
         for name, paths in settings.items():
             berts.dense.bert.encoder.fast_paths = paths
-            variant = bert_variant(berts.dense, made, layers)
+            variant = bert_variant(berts.dense, made)
             variants[name] = replace(variant, run=partial(with_paths, berts.dense, paths, variant.run))
         found = measure(variants, "stock", "all", berts.device)
         rows += [row | {"variant": f"{row['variant']} ({order})"} for row in found]
@@ -319,30 +317,26 @@ def first_code_cell(berts: Berts, batch_size: int) -> list[dict]:
     """
     examples = draw_examples("sst-2", VOCABULARY)
     chosen = pick_batches(examples, batch_size)
-    layers = berts.dense.config.num_hidden_layers
     by_teacher, by_student = berts.pruned("half", "ideal emission rate"), berts.pruned("half", STUDENT)
     schedule = by_teacher.config.pruning_schedule
     wanted = {layer: "ideal emission rate" for layer, rate in enumerate(schedule) if rate}
-
-    def made(width: int | None) -> list[Batch]:
-        return [batches.to_device(batches.bert_batch(examples, r, width), berts.device) for r in chosen]
 
     def teach(todo: list[Batch]) -> None:
         for batch in todo:
             scores = teachers.bert_scores(berts.dense, batch, wanted)
             with_paths(by_teacher, None, partial(by_teacher, **batch, teacher_scores=scores))
 
-    padded = made(PADDED)
+    padded = bert_batches(berts, examples, chosen, PADDED)
     for batch in padded:  # the first code counted padding as tokens
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
-    todo, count = made(None), sum(map(len, chosen))
-    student = bert_variant(by_student, todo, layers)
+    todo, count = bert_batches(berts, examples, chosen), sum(map(len, chosen))
+    student = bert_variant(by_student, todo)
     variants = {
         "the first code's way": Variant(partial(teach, padded), count),
         "no padding": Variant(partial(teach, todo), count),
         "student, no teacher": replace(student, run=partial(with_paths, by_student, None, student.run)),
         "free gains": replace(student, run=partial(with_paths, by_student, FastPaths(), student.run)),
-        "without pruning": bert_variant(berts.dense, todo, layers),
+        "without pruning": bert_variant(berts.dense, todo),
     }
     return measure(variants, "the first code's way", "without pruning", berts.device)
 

@@ -193,7 +193,8 @@ class PrunedBertEncoder(BertEncoder):
             if str(start) in self.pruners:
                 tokens, loss = self._prune(start, tokens, teacher_scores or {})
                 losses += [] if loss is None else [loss]
-            kept += [tokens.places.masked_fill(~tokens.mask, -1)] * (end - start)
+            if self.pruners:
+                kept += [tokens.places.masked_fill(~tokens.mask, -1)] * (end - start)
             stretch = self.layer[start:end]
             if paths is None:
                 layer_mask = self._mask_for_attention(tokens.states, tokens.mask)
@@ -204,7 +205,7 @@ class PrunedBertEncoder(BertEncoder):
                 tokens.states = run_layers(stretch, tokens.states, tokens.mask, tokens.lengths, paths, last)
         return PrunedBertOutput(
             last_hidden_state=tokens.states,
-            kept=tuple(kept) if self.pruners else None,
+            kept=tuple(kept) or None,
             pruning_loss=torch.stack(losses).mean() if losses else None,
         )
 

@@ -14,7 +14,7 @@ Shapes: B sequences, T positions of the longest, N tokens of all sequences toget
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -135,12 +135,28 @@ def run_layers(
     """
     layout = Layout.of(mask, lengths, paths.no_padding)
     states = layout.flatten(states)
+    paths = _possible(paths, states)
     for i, layer in enumerate(stretch, start=1):
         if only_first and paths.cls_only and i == len(stretch):
             states = _run_layer(layer, states, layout, paths, only_first=True)
             return layout.in_order(states)[:, None]
         states = _run_layer(layer, states, layout, paths)
     return layout.unflatten(states)
+
+
+def _possible(paths: FastPaths, states: Tensor) -> FastPaths:
+    """`paths` without what does not go here and now.
+
+    The last two use weights without gradients and casts: autocast remembers the cast of a parameter, but
+    would cast a view of several each time.
+    """
+    as_they_are = not torch.is_grad_enabled() and not torch.is_autocast_enabled(states.device.type)
+    has_onednn = ONEDNN and states.device.type == "cpu" and states.dtype in (torch.float32, torch.bfloat16)
+    return replace(
+        paths,
+        one_projection=paths.one_projection and as_they_are,
+        fused_product=paths.fused_product and as_they_are and has_onednn,
+    )
 
 
 def _run_layer(
@@ -163,7 +179,7 @@ def _project(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value; the query of the first tokens alone, if that is enough."""
     asking = layout.take_first(states) if only_first else states
-    fused = one_projection(attention) if paths.one_projection and _weights_as_they_are(states) else None
+    fused = one_projection(attention) if paths.one_projection else None
     if fused is None:
         parts = ((attention.query, asking), (attention.key, states), (attention.value, states))
         return tuple(_linear(part, x, paths) for part, x in parts)  # type: ignore[return-value]
@@ -175,15 +191,9 @@ def _project(
     return _product(asking, weight[:size], bias[:size], paths), key, value
 
 
-def _weights_as_they_are(x: Tensor) -> bool:
-    """Whether weights are used without gradients and casts. Autocast remembers the cast of a parameter,
-    but would cast a view of several each time."""
-    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
-
-
 def _linear(part: nn.Module, x: Tensor, paths: FastPaths) -> Tensor:
     """A linear layer, or whatever stands in its place."""
-    if type(part) is nn.Linear and _weights_as_they_are(x):
+    if paths.fused_product and type(part) is nn.Linear:
         return _product(x, part.weight, part.bias, paths)
     return part(x)
 
@@ -193,21 +203,16 @@ def _inner(intermediate: BertIntermediate, states: Tensor, paths: FastPaths) -> 
     dense = intermediate.dense
     is_gelu = isinstance(intermediate.intermediate_act_fn, GELUActivation)
     many = states.numel() // states.shape[-1] >= FEW_TOKENS.start
-    if type(dense) is nn.Linear and is_gelu and many and _has_onednn(states, paths):
+    if paths.fused_product and type(dense) is nn.Linear and is_gelu and many:
         return _onednn_product(states, dense.weight, dense.bias, "gelu")
     return intermediate.intermediate_act_fn(_linear(dense, states, paths))
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, paths: FastPaths) -> Tensor:
     """x · weightᵀ + bias."""
-    if x.numel() // x.shape[-1] in FEW_TOKENS and _has_onednn(x, paths):
+    if paths.fused_product and x.numel() // x.shape[-1] in FEW_TOKENS:
         return _onednn_product(x, weight, bias, "none")
     return linear(x, weight, bias)
-
-
-def _has_onednn(x: Tensor, paths: FastPaths) -> bool:
-    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    return ONEDNN and fits and paths.fused_product and _weights_as_they_are(x)
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:

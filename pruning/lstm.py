@@ -155,11 +155,11 @@ class PrunedLstmClassifier(nn.Module):
         if self.pruner is None:
             return self.encode(self.dropout(self.embedding(ids)), mask), (), []
         student = self.pruner if isinstance(self.pruner, StudentPruner) else None
-        from_table = student is not None and self._may_be_fast()
-        states = self.dropout(self.embedding(ids)) if student is not None and not from_table else None
+        fast = self._may_be_fast()
+        states = None if student is None or fast else self.dropout(self.embedding(ids))
         tokens = Tokens.start(states, mask, ids)
         loss = None
-        if student is not None and from_table:
+        if student is not None and fast:
             words = ids if tokens.is_full else ids.masked_fill(~mask, 0)
             with torch.autocast(ids.device.type, enabled=False):  # a table is read, not multiplied
                 scores = student.score_words(words, self._word_table(student))
@@ -170,7 +170,7 @@ class PrunedLstmClassifier(nn.Module):
         if tokens.states is None:
             tokens.states = self.dropout(self.embedding(tokens.ids))
         places = tokens.places.masked_fill(~tokens.mask, -1)
-        if tokens.states.shape[1] <= FEW_STEPS and ids.device.type == "cpu" and self._may_be_fast():
+        if tokens.states.shape[1] <= FEW_STEPS and ids.device.type == "cpu" and fast:
             encoded = self._encode_step_by_step(tokens.states, tokens.lengths)
         else:
             encoded = self.encode(tokens.states, None if tokens.is_full else tokens.mask)

@@ -28,15 +28,15 @@ def batch_of(lengths):
 def test_flops_and_token_layers_are_those_of_what_runs(berts):
     batch, config = batch_of([20, 20, 10]), berts.dense.config
     head = 3 * bert_head_flops(config)
-    stock = bert_variant(berts.stock, [batch], 6)
+    stock = bert_variant(berts.stock, [batch])
     assert stock.flops == 3 * 6 * bert_layer_flops(config, 20) + head  # with the padding
     assert stock.token_layers == 6 * 50
-    dense = bert_variant(berts.dense, [batch], 6)
+    dense = bert_variant(berts.dense, [batch])
     assert dense.flops == head + sum(5 * bert_layer_flops(config, n) for n in (20, 20, 10)) + sum(
         bert_layer_flops(config, n, 1) for n in (20, 20, 10)
     )
     pruned = berts.pruned("heavy", STUDENT)  # 0.8 before layer 1, 0.5 before layer 3
-    assert bert_variant(pruned, [batch], 6).token_layers == 50 + 2 * (4 + 4 + 2) + 3 * (2 + 2 + 1)
+    assert bert_variant(pruned, [batch]).token_layers == 50 + 2 * (4 + 4 + 2) + 3 * (2 + 2 + 1)
     pruned.bert.encoder.fast_paths = FastPaths(no_padding=False, cls_only=False)
     student = pruned.bert.encoder.pruners["1"].flops()
     assert pruned.flops(batch["attention_mask"]) == head + 3 * (
