@@ -44,7 +44,13 @@ from transformers.utils.output_capturing import capture_outputs
 from pruning import pruners, selection, timing
 from pruning.layers import FastPaths, Layout, run_layers
 from pruning.metrics import task_loss
-from pruning.pruners import BERT_TEACHERS, FrequencyPruner, StudentPruner, Tokens
+from pruning.pruners import (
+    ColumnMeanPruner,
+    FrequencyPruner,
+    StudentPruner,
+    ThresholdPruner,
+    Tokens,
+)
 
 
 @strict
@@ -83,7 +89,7 @@ def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
         raise ValueError(
             f"a list of pruning methods needs one for each of the {layers} layers, not {len(by_layer)}"
         )
-    known = pruners.methods_of(BERT_TEACHERS)
+    known = pruners.BERT_METHODS
     for method in by_layer:
         if method not in known:
             raise ValueError(f"unknown pruning method {method!r}; BERT knows: {', '.join(known)}")
@@ -126,9 +132,9 @@ class PrunedBertEncoder(BertEncoder):
     """BertEncoder with pruners.
 
     Attributes:
-        rate_share: scales the rates while training; 1 = as scheduled.
+        schedule: one rate for each layer, as the model is evaluated.
+        training_rates: the rates of the next training step, where they differ from the schedule.
         fast_paths: see `layers`; None runs the stock layers.
-        stretches: layers with no pruner between them, from and up to; one pruner may stand before each.
     """
 
     def __init__(self, config: PrunedBertConfig):
@@ -151,10 +157,17 @@ class PrunedBertEncoder(BertEncoder):
                 if schedule[layer] > 0
             }
         )
-        starts = sorted({0, *(layer for layer in range(layers) if schedule[layer] > 0)})
-        self.stretches = list(pairwise([*starts, layers]))
-        self.rate_share = 1.0
+        self.training_rates: list[float] | None = None
         self.fast_paths: FastPaths | None = FastPaths()
+
+    def rates(self) -> list[float]:
+        """One rate for each layer, as the next pass will prune."""
+        return self.training_rates if self.training and self.training_rates else self.schedule
+
+    def stretches(self) -> list[tuple[int, int]]:
+        """Layers with no pruning between them, from and up to."""
+        starts = {0, *(layer for layer, rate in enumerate(self.rates()) if rate > 0)}
+        return list(pairwise([*sorted(starts), len(self.layer)]))
 
     def forward(  # type: ignore[override]
         self,
@@ -189,9 +202,10 @@ class PrunedBertEncoder(BertEncoder):
         paths = None if self._needs_stock_layers(kwargs) else self.fast_paths
         kept: list[Tensor] = []
         losses: list[Tensor] = []
-        for start, end in self.stretches:
-            if str(start) in self.pruners:
-                tokens, loss = self._prune(start, tokens, teacher_scores or {})
+        rates = self.rates()
+        for start, end in self.stretches():
+            if rates[start] > 0:
+                tokens, loss = self._prune(start, rates[start], tokens, teacher_scores or {})
                 losses += [] if loss is None else [loss]
             if self.pruners:
                 kept += [tokens.places.masked_fill(~tokens.mask, -1)] * (end - start)
@@ -224,14 +238,17 @@ class PrunedBertEncoder(BertEncoder):
         )
 
     def _prune(
-        self, layer: int, tokens: Tokens, teacher_scores: dict[int, Tensor]
+        self, layer: int, rate: float, tokens: Tokens, teacher_scores: dict[int, Tensor]
     ) -> tuple[Tokens, Tensor | None]:
         """Score, choose, gather. Returns what is left and the student's loss, if one is training."""
-        scores, loss = pruners.score_tokens(
-            self.pruners[str(layer)], tokens, teacher_scores.get(layer), keep_first=True
-        )
-        share = self.rate_share if self.training else 1.0
-        return tokens.keep(scores, self.schedule[layer] * share, keep_first=True), loss
+        pruner = self.pruners[str(layer)]
+        if isinstance(pruner, ColumnMeanPruner):
+            scores, loss = pruner(tokens, self.layer[layer].attention.self), None
+        else:
+            scores, loss = pruners.score_tokens(pruner, tokens, teacher_scores.get(layer), keep_first=True)
+        if isinstance(pruner, ThresholdPruner):
+            return tokens.keep_counts(scores, pruner.counts(scores, tokens, rate), keep_first=True), loss
+        return tokens.keep(scores, rate, keep_first=True), loss
 
     def _mask_for_attention(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
         """The mask in the form that the attention implementation wants: None, boolean or float."""
@@ -342,9 +359,39 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
             pruning_loss=output.pruning_loss,
         )
 
-    def set_rate_share(self, share: float) -> None:
-        """In training, layers prune at `share` (0 to 1) of their scheduled rate. Evaluation: always 1."""
-        self.bert.encoder.rate_share = share
+    @property
+    def schedule(self) -> list[float]:
+        """One rate for each layer, as the model is evaluated."""
+        return self.bert.encoder.schedule
+
+    def set_schedule(self, schedule: Sequence[float]) -> None:
+        """Prunes by another schedule from here on, also once saved and loaded again.
+
+        Raises ValueError for one that does not fit, or that prunes before a layer that has no pruner.
+        """
+        encoder = self.bert.encoder
+        check_schedule(schedule, len(encoder.layer))
+        for layer, rate in enumerate(schedule):
+            if rate > 0 and str(layer) not in encoder.pruners:
+                raise ValueError(f"this model has no pruner before layer {layer}, so its rate must be 0")
+        encoder.schedule = [float(rate) for rate in schedule]
+        self.config.pruning_schedule = list(schedule)
+
+    def set_training_rates(self, rates: Sequence[float] | None) -> None:
+        """The rates of training steps from here on; None: the schedule's, as always at evaluation."""
+        self.bert.encoder.training_rates = None if rates is None else list(rates)
+
+    @torch.no_grad()
+    def calibrate(self, batch: dict[str, Tensor]) -> None:
+        """Sets the thresholds of `column mean threshold` pruners to what removes the scheduled share of
+        all tokens of this batch, of many examples drawn at random. Leaves the model in evaluation mode."""
+        self.eval()
+        thresholds = [m for m in self.modules() if isinstance(m, ThresholdPruner)]
+        for pruner in thresholds:
+            pruner.train()
+        if thresholds:
+            self(**batch)
+        self.eval()
 
     def flops(self, attention_mask: Tensor) -> int:
         """FLOPs of one batch as it is executed at evaluation, by the formulas of `timing`; padding
@@ -354,10 +401,13 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
         mask = attention_mask.bool()
         lengths = mask.sum(dim=1).tolist()
         total = len(lengths) * timing.bert_head_flops(config)
-        for start, end in encoder.stretches:
-            if str(start) in encoder.pruners:
+        for start, end in encoder.stretches():
+            if encoder.schedule[start] > 0:
                 pruner = encoder.pruners[str(start)]
-                total += mask.numel() * (pruner.flops() if isinstance(pruner, StudentPruner) else 0)
+                if isinstance(pruner, StudentPruner):
+                    total += mask.numel() * pruner.flops()
+                elif isinstance(pruner, ColumnMeanPruner):
+                    total += sum(timing.attention_weights_flops(config, n) for n in lengths)
                 lengths = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
                 kept = torch.tensor(lengths, device=mask.device)[:, None]
                 mask = torch.arange(max(lengths), device=mask.device) < kept

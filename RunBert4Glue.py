@@ -23,6 +23,7 @@ from ModifiedModelingBert import (
     methods_by_layer,
 )
 from pruning import (
+    batches,
     bert_folder,
     caches,
     pruners,
@@ -33,7 +34,7 @@ from pruning import (
     timing,
     training,
 )
-from pruning.batches import Examples, bert_batch
+from pruning.batches import Examples, bert_batch, to_device
 from pruning.errors import UserError
 from pruning.runs import Method, Plan, State, TaskData
 from pruning.teachers import Batch, Place
@@ -64,6 +65,7 @@ pruned_epochs = 1  # of every pruned model, which starts as the dense one
 batch_size = 32
 learning_rate = 5e-5
 student_learning_rate = 1e-3  # of the students, which start from nothing
+distillation_share = 0.5  # of a pruned model's loss: the dense model's answers instead of the labels
 ramp_share = 0.5  # of a pruned model's training, in which its rates rise from 0 to the schedule
 evaluation_batch_size = 64
 timing_examples = 128  # of the dev set, at even distances
@@ -72,6 +74,7 @@ shown_examples = 20  # sentences on the page beside each record
 # ----------------------------------------------------------------------------------------------
 
 PREPARED_BY = "PrepareGlue4Bert.py"
+CALIBRATED_ON = 512  # training sentences, for pruners with a threshold
 
 
 class BertFamily(runs.Family):
@@ -81,7 +84,8 @@ class BertFamily(runs.Family):
     cache_folder = "bert"
     make_batch = staticmethod(bert_batch)
 
-    def __init__(self) -> None:
+    def __init__(self, schedule: list[float]) -> None:
+        self.schedule = schedule
         self.config_file = bert_folder.config_path()
         weights = bert_folder.weights_path()
         self.config = PrunedBertConfig.from_json_file(self.config_file)
@@ -93,11 +97,18 @@ class BertFamily(runs.Family):
             "config": caches.fingerprint(self.config_file),
         }
 
+    @classmethod
+    def for_any_schedule(cls) -> "BertFamily":
+        """With a pruner before every layer; see `runs.TaskRun.any_schedule`."""
+        family = cls([])
+        family.schedule = [0.5] * family.layers
+        return family
+
     def build(self, data: TaskData, method: Method | None, seed: int, start: State | None) -> nn.Module:
         config = PrunedBertConfig.from_json_file(self.config_file)
         config.num_labels = data.task.outputs
         if method is not None:
-            config.pruning_schedule = pruning_schedule
+            config.pruning_schedule = self.schedule
             config.pruning_methods = method
             config.pruning_seed = seed
         model, info = PrunedBertForSequenceClassification.from_pretrained(
@@ -114,9 +125,7 @@ class BertFamily(runs.Family):
     def teachers_of(self, method: Method, data: TaskData) -> dict[Place, str]:
         by_layer = methods_by_layer(method, self.layers)
         named = {
-            layer: pruners.teacher_of(by_layer[layer])
-            for layer, rate in enumerate(pruning_schedule)
-            if rate > 0
+            layer: pruners.teacher_of(by_layer[layer]) for layer, rate in enumerate(self.schedule) if rate > 0
         }
         return {layer: teacher for layer, teacher in named.items() if teacher}
 
@@ -124,15 +133,15 @@ class BertFamily(runs.Family):
         return teachers.bert_scores(dense, batch, wanted)  # type: ignore[arg-type]
 
     def pruning(self) -> list[float]:
-        return pruning_schedule
+        return self.schedule
 
     def method_name(self, method: Method) -> str:
         if isinstance(method, str):
             return method
-        return " + ".join(m for m, rate in zip(method, pruning_schedule, strict=True) if rate > 0)
+        return " + ".join(m for m, rate in zip(method, self.schedule, strict=True) if rate > 0)
 
     def stages(self, data: TaskData) -> list[str]:
-        return [f"layer {layer}" for layer, rate in enumerate(pruning_schedule) if rate > 0]
+        return [f"layer {layer}" for layer, rate in enumerate(self.schedule) if rate > 0]
 
     def sentences(
         self, data: TaskData, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
@@ -143,6 +152,10 @@ class BertFamily(runs.Family):
             alive = set(kept[layer][row].tolist())  # type: ignore[index]
             dropped = [gone if i in alive else f"layer {layer}" for i, gone in enumerate(dropped)]
         return [{"words": words, "dropped": dropped}]
+
+    def after_training(self, model: Any, examples: Examples) -> None:
+        rows = torch.arange(min(CALIBRATED_ON, len(examples)))
+        model.calibrate(to_device(bert_batch(batches.subset(examples, len(rows)), rows), model.device))
 
     def time(
         self, data: TaskData, dense: nn.Module, pruned: nn.Module | None, plan: Plan, accelerator: Accelerator
@@ -225,7 +238,7 @@ def open_caches(config: PrunedBertConfig) -> list[TaskData]:
 def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    family = BertFamily()
+    family = BertFamily(pruning_schedule)
     check_settings(family.layers)
     prepared = open_caches(family.config)
     accelerator = training.pick_device()

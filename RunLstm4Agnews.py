@@ -27,6 +27,7 @@ pruned_epochs = 2  # of every pruned model, which starts as the dense one
 batch_size = 32
 learning_rate = 2e-3
 student_learning_rate = 2e-3  # of the students, which start from nothing
+distillation_share = 0.5  # of a pruned model's loss: the dense model's answers instead of the labels
 ramp_share = 0.5  # of a pruned model's training, in which its rate rises from 0 to target_prune_rate
 evaluation_batch_size = 256
 timing_examples = 512  # of the dev set, at even distances

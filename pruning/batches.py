@@ -126,6 +126,12 @@ def subset(examples: Examples, count: int | None, seed: int = 0) -> Examples:
     return examples.take(torch.randperm(len(examples), generator=generator)[:count])
 
 
+def held_out(examples: Examples, used: int, count: int, seed: int = 0) -> Examples:
+    """At most `count` of the rows that `subset` leaves when it draws `used`."""
+    generator = torch.Generator().manual_seed(seed)
+    return examples.take(torch.randperm(len(examples), generator=generator)[used : used + count])
+
+
 def sorted_batches(lengths: Tensor, size: int) -> list[Tensor]:
     """Rows in batches of `size`, longest first: almost no padding, and a batch that does not fit
     into memory is the first one."""

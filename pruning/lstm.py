@@ -8,7 +8,7 @@ Shapes: B examples, T words of the longest, T' words that stay, E units of the e
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +75,7 @@ class PrunedLstmClassifier(nn.Module):
         super().__init__()
         selection.check_rate(rate)
         self.rate = rate if method else 0.0
-        self.rate_share = 1.0
+        self.training_rate: float | None = None
         self.packed = False
         self.fast = True
         self._derived: dict[str, tuple[list[tuple[int, int]], Tensor]] = {}
@@ -165,8 +165,8 @@ class PrunedLstmClassifier(nn.Module):
                 scores = student.score_words(words, self._word_table(student))
         else:
             scores, loss = pruners.score_tokens(self.pruner, tokens, teacher_scores, keep_first=False)
-        share = self.rate_share if self.training else 1.0
-        tokens = tokens.keep(scores, self.rate * share, keep_first=False)
+        now = self.training_rate if self.training else None
+        tokens = tokens.keep(scores, self.rate if now is None else now, keep_first=False)
         if tokens.states is None:
             tokens.states = self.dropout(self.embedding(tokens.ids))
         places = tokens.places.masked_fill(~tokens.mask, -1)
@@ -267,9 +267,14 @@ class PrunedLstmClassifier(nn.Module):
         )
         return gates.mean(dim=2) * mask
 
-    def set_rate_share(self, share: float) -> None:
-        """In training, words are pruned at `share` (0 to 1) of the rate. Evaluation: always 1."""
-        self.rate_share = share
+    @property
+    def schedule(self) -> list[float]:
+        """The rate, as the one layer's schedule."""
+        return [self.rate]
+
+    def set_training_rates(self, rates: Sequence[float] | None) -> None:
+        """The rate of training steps from here on; None: the model's own. Evaluation keeps to that."""
+        self.training_rate = None if rates is None else rates[0]
 
     def set_frequencies(self, counts: Tensor) -> None:
         """Tells the `frequency` pruner how often each word (V,) stands in the training text."""

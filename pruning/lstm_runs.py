@@ -14,7 +14,6 @@ from pruning import pruners, runs, selection, tasks, training
 from pruning.batches import Examples, Ragged, lstm_batch, to_device
 from pruning.errors import UserError
 from pruning.lstm import PrunedLstmClassifier, pick_packing
-from pruning.pruners import LSTM_TEACHERS
 from pruning.records import BAG_OF_WORDS
 from pruning.runs import Method, Plan, State, TaskData
 from pruning.teachers import Batch, Place
@@ -153,7 +152,7 @@ def run(script: str, prepared_by: str, task_list: Sequence[tasks.Task], rate: fl
         selection.check_rate(rate)
     except ValueError as error:
         raise UserError(f"target_prune_rate in {script}: {error}") from None
-    known = pruners.methods_of(LSTM_TEACHERS)
+    known = pruners.LSTM_METHODS
     for method in plan.methods:
         if method not in known:
             raise UserError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pruning.tasks import Task
 
 QUINTILES = 5
+TEMPERATURE = 2.0  # of distillation
 
 
 def _correlation(correlate: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -49,6 +50,35 @@ def judge(task: Task, labels: Sequence[float], predictions: Sequence[float]) -> 
     return {name: float(METRICS[name](true, predicted)) for name in task.metrics}
 
 
+def paired_differences(
+    task: Task,
+    labels: Sequence[float],
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
+    draws: int,
+    seed: int = 0,
+) -> np.ndarray:
+    """What the difference of the primary metric between two models would be on other examples and seeds.
+
+    A paired bootstrap: every draw takes examples and seeds with replacement, the same for both models.
+
+    Args:
+        labels: of the N examples.
+        pairs: for each seed the N predictions of the one model and of the other.
+
+    Returns:
+        (draws,) the one's metric less the other's, each the mean over the seeds drawn.
+    """
+    rng = np.random.default_rng(seed)
+    true, metric = np.asarray(labels), METRICS[task.metrics[0]]
+    answers = np.asarray(pairs)  # (seeds, 2, N)
+    found = np.empty(draws)
+    for draw in range(draws):
+        rows = rng.integers(len(true), size=len(true))
+        chosen = answers[rng.integers(len(answers), size=len(answers))][:, :, rows]
+        found[draw] = np.mean([metric(true[rows], a) - metric(true[rows], b) for a, b in chosen])
+    return found
+
+
 def judge_by_length(
     task: Task, labels: Sequence[float], predictions: Sequence[float], lengths: Tensor
 ) -> list[dict[str, float]]:
@@ -81,15 +111,27 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.float(), labels.long())
 
 
-def answer_margin(logits: Tensor) -> Tensor:
+def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """How far the answers (B, C) are from a teacher's: for classes T² times the divergence at the
+    temperature T = 2 (Hinton et al., 2015), for scores the mean squared error."""
+    if logits.shape[1] == 1:
+        return nn.functional.mse_loss(logits.float(), teacher_logits.float())
+    student, teacher = (
+        (values.float() / TEMPERATURE).log_softmax(dim=1) for values in (logits, teacher_logits)
+    )
+    divergence = nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return TEMPERATURE**2 * divergence
+
+
+def answer_margin(logits: Tensor, answers: Tensor | None = None) -> Tensor:
     """(B,) how far a model's own answer is ahead: of its class, or the score it predicts.
 
-    For classes this is z_c - logsumexp of the other logits, c the predicted class. The gradient of
-    the cross-entropy of c is the margin's times -(1 - p_c): the same direction for every token of an
-    example, but it does not vanish where the model is sure.
+    For classes this is z_c - logsumexp of the other logits, c the predicted class, or `answers` (B,). The
+    gradient of the cross-entropy of c is the margin's times -(1 - p_c): the same direction for every token
+    of an example, but it does not vanish where the model is sure.
     """
     if logits.shape[1] == 1:
         return logits[:, 0]
-    best, answer = logits.max(dim=1)
-    others = logits.scatter(1, answer[:, None], -torch.inf)
-    return best - others.logsumexp(dim=1)
+    chosen = (logits.argmax(dim=1) if answers is None else answers)[:, None]
+    others = logits.scatter(1, chosen, -torch.inf)
+    return logits.gather(1, chosen).squeeze(1) - others.logsumexp(dim=1)

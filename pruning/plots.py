@@ -1,6 +1,7 @@
 """Pictures of records: metric against tokens kept, and the curves of the loss."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,63 @@ def write_speed(path: Path, cells: list[dict[str, Any]], device: str) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(f"Pruned by the student, {device}")
+    _save(figure, path)
+
+
+def write_search(
+    path: Path,
+    points: Sequence[tuple[float, float]],
+    on_front: Sequence[tuple[float, float]],
+    chosen: Sequence[tuple[list[float], float, float]],
+    dense: float,
+    task_names: Sequence[str],
+) -> None:
+    """Metric against speed-up of every schedule that was judged, the front, and what was chosen.
+
+    Args:
+        points, on_front: (metric, speed-up by the table).
+        chosen: schedule, speed-up by the clock, metric.
+        dense: the dense model's metric.
+    """
+    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
+    metrics, speedups = zip(*points, strict=True)
+    axes.scatter(speedups, [100 * m for m in metrics], s=14, color="lightgrey", label="judged")
+    metrics, speedups = zip(*on_front, strict=True)
+    axes.plot(speedups, [100 * m for m in metrics], marker="o", label="front, by the table")
+    for schedule, speedup, metric in chosen:
+        axes.plot(speedup, 100 * metric, marker="*", markersize=14, linestyle="none", label=f"{schedule}")
+    axes.axhline(100 * dense, color="grey", linestyle="--", label="dense")
+    axes.set_xlabel("times as fast as stock transformers, length-sorted (stars: by the clock)")
+    axes.set_ylabel("metric × 100, held-out sentences" + (", mean" if len(task_names) > 1 else ""))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.suptitle(", ".join(task_names))
+    _save(figure, path)
+
+
+def write_rules(path: Path, points: dict[tuple[str, str], tuple[float, float]], tasks: Sequence[str]) -> None:
+    """Metric against token-layers: a line for each method through its schedules, dense models as levels.
+
+    Args:
+        points: method and schedule ("" where there is only one) → share of the token-layers, metric.
+    """
+    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for (method, schedule), (kept, value) in points.items():
+        method = method if schedule or method.startswith("dense") else " ".join(method.split()[:-1])
+        lines[method].append((100 * kept, 100 * value))
+    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
+    for i, (method, found) in enumerate(lines.items()):
+        if method.startswith("dense"):
+            style = "--" if method == DENSE else ":"
+            axes.axhline(found[0][1], color="grey", linewidth=1, linestyle=style, label=method)
+        else:
+            marker = MARKERS[i % len(MARKERS)]
+            axes.plot(*zip(*sorted(found), strict=True), marker=marker, label=method)
+    axes.set_xlabel("token-layers kept, % of dense (real tokens)")
+    axes.set_ylabel(f"metric × 100, dev, mean of {', '.join(tasks)}")
+    axes.set_xlim(0, 105)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -3,6 +3,7 @@
     random       a number that follows from a seed and the example itself
     head, tail   drop from the head or from the tail of the sequence
     frequency    drop the words that are commonest in the training text
+    column mean  the attention that a token receives; with a threshold in place of a rate: LTP
     <teacher>    looks at what deployment has not (see `teachers`): an upper bound
     <teacher> student
                  a small network trained to rank as the teacher does: what one deploys
@@ -11,6 +12,7 @@ Shapes: B examples, T positions, H units.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,10 @@ def methods_of(teachers: tuple[str, ...]) -> tuple[str, ...]:
     """Every name that `pruning_methods` may hold, for a model with these teachers."""
     students = tuple(f"{teacher} student" for teacher in teachers)
     return ("random", "head", "tail", "frequency", *teachers, *students)
+
+
+LSTM_METHODS = methods_of(LSTM_TEACHERS)
+BERT_METHODS = (*methods_of(BERT_TEACHERS), "column mean", "column mean threshold")
 
 
 def teacher_of(method: str) -> str | None:
@@ -73,7 +79,12 @@ class Tokens:
     def keep(self, scores: Tensor, rate: float, keep_first: bool) -> "Tokens":
         """Removes the share `rate` of each example's real tokens, the lowest `scores` (B, T) first."""
         lengths = [selection.count_kept(length, rate) for length in self.lengths]
-        kept = None if self.is_full else torch.tensor(lengths, device=scores.device)
+        return self.keep_counts(scores, lengths, keep_first)
+
+    def keep_counts(self, scores: Tensor, lengths: list[int], keep_first: bool) -> "Tokens":
+        """Keeps so many of each example's real tokens, the highest `scores` (B, T)."""
+        alike = self.is_full and len(set(lengths)) == 1
+        kept = None if alike else torch.tensor(lengths, device=scores.device)
         indices, mask = selection.choose(scores, self.mask, kept, max(lengths), keep_first)
         return replace(
             self,
@@ -151,6 +162,52 @@ class FrequencyPruner(nn.Module):
         if tokens.ids is None:
             raise ValueError("the pruner 'frequency' needs input_ids, not inputs_embeds")
         return -self.counts[tokens.ids]
+
+
+class ColumnMeanPruner(nn.Module):
+    """The attention that each token receives in the layer that it stands before: the mean over heads and
+    queries, which ranks as PoWER-BERT's column sum does (Goyal et al., ICML 2020).
+
+    The layer's attention is computed on all tokens for it, so it costs more than a student.
+    """
+
+    @torch.no_grad()
+    def forward(self, tokens: Tokens, attention: Any) -> Tensor:
+        """(B, T). attention: a BertSelfAttention."""
+        assert tokens.states is not None
+        shape = (*tokens.mask.shape, attention.num_attention_heads, -1)
+        query = attention.query(tokens.states).view(shape).transpose(1, 2)
+        key = attention.key(tokens.states).view(shape).transpose(1, 2)
+        weights = (query @ key.transpose(2, 3)).float() * attention.scaling
+        weights = weights.masked_fill(~tokens.mask[:, None, None, :], -torch.inf).softmax(dim=3)
+        asking = tokens.mask[:, :, None]
+        return (weights.mean(dim=1) * asking).sum(dim=1) / asking.sum(dim=1)
+
+
+class ThresholdPruner(ColumnMeanPruner):
+    """Removes the tokens whose column mean is at most `threshold`, so the count depends on the example
+    (LTP, Kim et al., KDD 2022).
+
+    Where LTP learns its threshold by a penalty, here it is tuned to the schedule: in training it is the
+    quantile at which the batch loses the share `rate` of all its tokens, and `calibrate` sets it for
+    evaluation.
+    """
+
+    threshold: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def counts(self, scores: Tensor, tokens: Tokens, rate: float) -> list[int]:
+        """How many tokens of each example stay, the first one always."""
+        if self.training:
+            values = scores[tokens.mask]
+            removed = len(values) - selection.count_kept(len(values), rate)
+            self.threshold.fill_(values.kthvalue(removed).values if removed else -1.0)
+        stay = (scores > self.threshold) & tokens.mask
+        first = tokens.mask.int().argmax(dim=1, keepdim=True)
+        return stay.scatter(1, first, True).sum(dim=1).tolist()
 
 
 # --- Teachers and students -------------------------------------------------------------------
@@ -260,11 +317,15 @@ def build_pruner(
         return TailPruner()
     if method == "frequency":
         return FrequencyPruner(vocab_size)
+    if method == "column mean":
+        return ColumnMeanPruner()
+    if method == "column mean threshold":
+        return ThresholdPruner()
     if is_teacher(method):
         return TeacherPruner()
     if teacher_of(method):
         return StudentPruner(hidden_size, student_width, student_context)
-    names = ", ".join(methods_of(BERT_TEACHERS + LSTM_TEACHERS))
+    names = ", ".join(dict.fromkeys(BERT_METHODS + LSTM_METHODS))
     raise ValueError(f"unknown pruning method {method!r}; known are: {names}")
 
 

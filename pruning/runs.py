@@ -24,6 +24,7 @@ from pruning import (
     preparing,
     pruners,
     records,
+    schedules,
     teachers,
     timing,
     training,
@@ -36,6 +37,7 @@ from pruning.training import Schedule
 
 PADDED = 128  # the length that the first code, and most papers, pad every input to
 SINGLES = 8  # examples that are timed one by one
+OF_PRUNED_ONLY = ("student_learning_rate", "distillation_share")
 
 Method = str | list[str]
 State = dict[str, Tensor]
@@ -80,6 +82,7 @@ class Plan:
                 epochs=settings["pruned_epochs"],
                 ramp_share=settings["ramp_share"],
                 student_learning_rate=settings["student_learning_rate"],
+                distillation_share=settings["distillation_share"],
                 **common,
             ),
             evaluation_batch_size=settings["evaluation_batch_size"],
@@ -170,6 +173,10 @@ class Family(ABC):
     ) -> dict[str, Any]:
         """DESIGN's four variants side by side; see `timing.compare`."""
 
+    def after_training(self, model: nn.Module, examples: Examples) -> None:
+        """Whatever a pruned model still needs from its training examples."""
+        return
+
     def reference(self, data: TaskData, training: Examples) -> dict[str, Any] | None:
         """Answers of a simple classifier to compare with: its name and predictions by split."""
         return None
@@ -209,11 +216,12 @@ class TaskRun:
             "seed": seed,
             "cache": data.identity,
             "training_rows": len(self.train_examples),
-            "training": {k: v for k, v in vars(plan.dense).items() if k != "student_learning_rate"},
+            "training": {k: v for k, v in vars(plan.dense).items() if k not in OF_PRUNED_ONLY},
             **family.affects,
         }
         self.dense_key = records.key_of(self.dense_affects)
         self._dense: nn.Module | None = None
+        self._dense_logits: Tensor | None = None
 
     def affects_of(self, method: Method) -> dict[str, Any]:
         """Everything that decides the outcome of a pruned run."""
@@ -235,7 +243,11 @@ class TaskRun:
         for method in self.plan.methods:
             if not self._finished(self.affects_of(method)):
                 self._run_method(method)
-        self._dense = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of the dense model, which is in cache/."""
+        self._dense = self._dense_logits = None
 
     def _finished(self, affects: dict[str, Any]) -> bool:
         path = records.path_of(self.family.name, affects)
@@ -272,7 +284,7 @@ class TaskRun:
         model: Any = self.family.build(self.data, None, self.seed, None)
         if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
             model.classifier.bias.data.fill_(float(self.data.splits["train"].labels.mean()))
-        curve = self._train(model, self.plan.dense, DENSE, None)
+        curve = self.train(model, self.plan.dense, DENSE, None)
         self._dense = model.eval()
         if self.accelerator.is_main_process:
             state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
@@ -290,19 +302,14 @@ class TaskRun:
     def _run_method(self, method: Method) -> None:
         started = time.time()
         dense = self.dense()
-        scores = self._teacher_scores(method, self.train_examples, keep=True)
-        set_seed(self.seed)
-        start = dense.state_dict()
-        model = self.family.build(self.data, method, self.seed, start)
-        name = self.family.method_name(method)
-        curve = self._train(model, self.plan.pruned, name, scores)
+        model, curve = self.train_pruned(method)
         upper_bound = is_upper_bound(method)
         timings = None
         if not upper_bound:
             timings = self.family.time(self.data, dense, model, self.plan, self.accelerator)
         self._finish(
             self.affects_of(method),
-            name,
+            self.family.method_name(method),
             model,
             method if upper_bound else None,
             curve,
@@ -310,9 +317,62 @@ class TaskRun:
             started,
         )
 
-    def _train(
-        self, model: nn.Module, schedule: Schedule, name: str, scores: dict[Place, Ragged] | None
+    def dense_logits(self) -> Tensor:
+        """(N, C) what the dense model answers to the training examples."""
+        if self._dense_logits is None:
+            self._dense_logits = self._predict(self.dense(), self.train_examples).logits
+        return self._dense_logits
+
+    def train_pruned(
+        self, method: Method, rates_at: Callable[[float], Sequence[float]] | None = None
+    ) -> tuple[Any, list[tuple[int, float]]]:
+        """A pruned model that starts as the dense one and learns from its answers, and the curve of its loss.
+
+        Args:
+            rates_at: see `training.train`; None: the family's schedule.
+        """
+        dense = self.dense()
+        scores = self._teacher_scores(method, self.train_examples, keep=True)
+        logits = self.dense_logits()
+        set_seed(self.seed)
+        model = self.family.build(self.data, method, self.seed, dense.state_dict())
+        name = self.family.method_name(method)
+        curve = self.train(model, self.plan.pruned, name, scores, logits, rates_at)
+        self.family.after_training(model, self.train_examples)
+        return model.eval(), curve
+
+    def any_schedule(self, method: Method, kept_shares: Sequence[float]) -> Any:
+        """A model trained over random schedules, so that it serves any (`set_schedule`): from cache/, or by
+        training it as the plan says, with a pruner before every layer of the family's own schedule.
+
+        Args:
+            kept_shares: see `schedules.at_random`.
+        """
+        affects = self.affects_of(method) | {"kept_shares": list(kept_shares)}
+        name = f"{self.data.task.name}-any-schedule-seed{self.seed}-{records.key_of(affects)}.pt"
+        path = caches.CACHE / self.family.cache_folder / "models" / name
+        if path.is_file():
+            saved = caches.load(path, "this script again, after deleting that file")
+            model: Any = self.family.build(self.data, method, self.seed, saved["state"])
+            return model.to(self.accelerator.device).eval()
+        rates_at = schedules.at_random(
+            self.family.layers, kept_shares, self.plan.pruned.ramp_share, self.seed
+        )
+        model, _ = self.train_pruned(method, rates_at)
+        if self.accelerator.is_main_process:
+            caches.save(path, {"state": {name: part.cpu() for name, part in model.state_dict().items()}})
+        return model.eval()
+
+    def train(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        name: str,
+        scores: dict[Place, Ragged] | None,
+        logits: Tensor | None = None,
+        rates_at: Callable[[float], Sequence[float]] | None = None,
     ) -> list[tuple[int, float]]:
+        """See `training.train`."""
         return training.train(
             model,
             self.train_examples,
@@ -321,6 +381,8 @@ class TaskRun:
             seed=self.seed,
             accelerator=self.accelerator,
             teacher_scores=scores,
+            teacher_logits=logits,
+            rates_at=rates_at,
             name=f"{self.data.task.name}, {name}, seed {self.seed}",
         )
 
@@ -386,25 +448,35 @@ class TaskRun:
         for split in self.data.task.dev_splits:
             examples = self.data.splits[split]
             scores = self._teacher_scores(teacher_method, examples, keep=False) if teacher_method else None
-            said = training.predict(
-                model,
-                examples,
-                self.family.make_batch,
-                batch_size=self.plan.evaluation_batch_size,
-                accelerator=self.accelerator,
-                teacher_scores=scores,
-            )
-            predictions = metrics.predictions_of(self.data.task, said.logits)
-            kept = said.kept
-            if kept is None:
-                kept = examples.lengths[:, None].expand(-1, self.family.layers)
-            splits[split] = self._judged(examples, predictions, kept)
+            splits[split] = self.judge(model, examples, scores)
         shown = self._shown(model, teacher_method, splits["dev"]["predictions"])
         pruning = "" if name == DENSE else str(self.family.pruning())
         self._write(affects, name, splits, curve, timings, shown, started, pruning)
         values = ", ".join(f"{m} {100 * v:.1f}" for m, v in splits["dev"]["metrics"].items())
         share = splits["dev"]["token_layers_kept"]
         self._say(f"{self.data.task.name}, {name}, seed {self.seed}: {values}; token-layers {share:.0%}")
+
+    def judge(
+        self, model: nn.Module, examples: Examples, scores: dict[Place, Ragged] | None = None
+    ) -> dict[str, Any]:
+        """A model's answers, their metrics, and the token-layers that they cost. `scores` is for teachers."""
+        said = self._predict(model, examples, scores)
+        kept = said.kept
+        if kept is None:
+            kept = examples.lengths[:, None].expand(-1, self.family.layers)
+        return self._judged(examples, metrics.predictions_of(self.data.task, said.logits), kept)
+
+    def _predict(
+        self, model: nn.Module, examples: Examples, scores: dict[Place, Ragged] | None = None
+    ) -> training.Predictions:
+        return training.predict(
+            model,
+            examples,
+            self.family.make_batch,
+            batch_size=self.plan.evaluation_batch_size,
+            accelerator=self.accelerator,
+            teacher_scores=scores,
+        )
 
     def _judged(self, examples: Examples, predictions: list[float], kept: Tensor | None) -> dict[str, Any]:
         """Metrics and token-layers of one dev split. `kept` is (N, L), None where tokens don't count."""

@@ -27,6 +27,11 @@ def bert_layer_flops(config: Any, tokens: int, queries: int | None = None) -> in
     return keys_and_values + 4 * asking * (hidden**2 + hidden * inner) + 4 * asking * tokens * hidden
 
 
+def attention_weights_flops(config: Any, tokens: int) -> int:
+    """Queries, keys and their products on one sequence of n tokens: 4nH² + 2n²H."""
+    return 4 * tokens * config.hidden_size**2 + 2 * tokens**2 * config.hidden_size
+
+
 def bert_head_flops(config: Any) -> int:
     """The pooling layer and the classifier on one sequence: 2H(H + classes)."""
     return 2 * config.hidden_size * (config.hidden_size + config.num_labels)

@@ -1,11 +1,12 @@
 """What the runners' loops share: device, training, prediction. Knows nothing of the models.
 
 A model is called with a batch's tensors, `labels` and `teacher_scores`, and returns an object with
-`loss`, `logits`, `kept` and `pruning_loss`; `set_rate_share` scales its pruning rates in training.
+`loss`, `logits`, `kept` and `pruning_loss`; it prunes by its `schedule`, in training by what
+`set_training_rates` says.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from pruning import batches
 from pruning.batches import Examples, Ragged
+from pruning.metrics import distillation_loss
 from pruning.teachers import Place
 
 MakeBatch = Callable[[Examples, Tensor], dict[str, Tensor]]
@@ -34,6 +36,7 @@ class Schedule:
         ramp_share: of all steps, in which pruning rates rise from 0 to the schedule; after that, and
             so at the end, the model sees what inference does.
         weight_decay: of matrices; biases and norms have none.
+        distillation_share: of the loss, that asks for a teacher's logits instead of the labels.
     """
 
     epochs: float
@@ -43,6 +46,7 @@ class Schedule:
     warmup_share: float = 0.1
     ramp_share: float = 0.0
     weight_decay: float = 0.01
+    distillation_share: float = 0.0
 
 
 @dataclass
@@ -121,6 +125,8 @@ def train(
     seed: int,
     accelerator: Accelerator,
     teacher_scores: dict[Place, Ragged] | None = None,
+    teacher_logits: Tensor | None = None,
+    rates_at: Callable[[float], Sequence[float]] | None = None,
     name: str = "",
 ) -> list[tuple[int, float]]:
     """Trains `model` in place on all `examples`, to the last epoch: nothing is chosen by a dev set.
@@ -128,6 +134,9 @@ def train(
     Args:
         teacher_scores: place → scores of the examples, for students to learn from and teachers to
             prune by.
+        teacher_logits: (N, C) what the model is to answer; see `Schedule.distillation_share`.
+        rates_at: the share of the training that is over, in (0, 1], to one rate for each layer;
+            None: the model's schedule, which the rates rise to as `Schedule.ramp_share` says.
 
     Returns:
         The curve of the loss: (step, mean loss since the point before), about 50 points.
@@ -145,16 +154,35 @@ def train(
     curve: list[tuple[int, float]] = []
     since: list[Tensor] = []
     memory = Memory()
+
+    def backward(rows: Tensor, parts: int) -> Tensor:
+        """Gradients of one batch, in `parts` pieces. Returns the batch's mean loss, detached."""
+        total = torch.zeros((), device=accelerator.device)
+        for piece in batches.halves(rows, parts):
+            batch = full_batch(examples, piece, make_batch, teacher_scores, accelerator.device)
+            batch["labels"] = examples.labels[piece].to(accelerator.device)
+            with accelerator.autocast():
+                output = wrapped(**batch)
+                loss = output.loss
+                if teacher_logits is not None:
+                    taught = distillation_loss(output.logits, teacher_logits[piece].to(accelerator.device))
+                    loss = torch.lerp(loss, taught, schedule.distillation_share)
+                if output.pruning_loss is not None:
+                    loss = loss + output.pruning_loss
+            share = len(piece) / len(rows)
+            accelerator.backward(loss * share)
+            total += loss.detach() * share
+        return total
+
     wrapped.train()
     bar = tqdm(total=steps, desc=name, disable=not accelerator.is_main_process)
     for step, rows in enumerate(todo[:steps], start=1):
-        model.set_rate_share(min(1.0, step / max(1.0, schedule.ramp_share * steps)))
+        rise = min(1.0, step / max(1.0, schedule.ramp_share * steps))
+        model.set_training_rates(rates_at(step / steps) if rates_at else [rise * r for r in model.schedule])
         while True:
             optimizer.zero_grad(set_to_none=True)
             try:
-                loss = _backward(
-                    wrapped, examples, rows, make_batch, teacher_scores, accelerator, memory.parts
-                )
+                loss = backward(rows, memory.parts)
                 break
             except RuntimeError as error:
                 if accelerator.num_processes > 1:
@@ -170,7 +198,7 @@ def train(
             bar.set_postfix(loss=f"{curve[-1][1]:.3f}")
             since = []
     bar.close()
-    model.set_rate_share(1.0)
+    model.set_training_rates(None)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     accelerator.free_memory()
     return curve
@@ -194,31 +222,6 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
         [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()],
         fused=True,
     )
-
-
-def _backward(
-    model: nn.Module,
-    examples: Examples,
-    rows: Tensor,
-    make_batch: MakeBatch,
-    teacher_scores: dict[Place, Ragged] | None,
-    accelerator: Accelerator,
-    parts: int,
-) -> Tensor:
-    """Gradients of one batch, in `parts` pieces. Returns the batch's mean loss, detached."""
-    total = torch.zeros((), device=accelerator.device)
-    for piece in batches.halves(rows, parts):
-        batch = full_batch(examples, piece, make_batch, teacher_scores, accelerator.device)
-        batch["labels"] = examples.labels[piece].to(accelerator.device)
-        with accelerator.autocast():
-            output = model(**batch)
-            loss = output.loss
-            if output.pruning_loss is not None:
-                loss = loss + output.pruning_loss
-        share = len(piece) / len(rows)
-        accelerator.backward(loss * share)
-        total += loss.detach() * share
-    return total
 
 
 def full_batch(

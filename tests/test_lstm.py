@@ -8,9 +8,9 @@ from pruning import pruners
 from pruning.batches import Examples, Ragged
 from pruning.lstm import HIDDEN, PrunedLstmClassifier, pick_packing
 from pruning.lstm_runs import bag_of_words
-from pruning.pruners import LSTM_TEACHERS, Tokens
+from pruning.pruners import Tokens
 
-DEPLOYABLE = [m for m in pruners.methods_of(LSTM_TEACHERS) if not pruners.is_teacher(m)]
+DEPLOYABLE = [m for m in pruners.LSTM_METHODS if not pruners.is_teacher(m)]
 
 
 def build(method=None, rate=0.0, pair=False, outputs=4):
@@ -97,7 +97,7 @@ def test_the_teacher_is_the_mean_input_gate(batch):
         hidden = o.sigmoid() * cell.tanh()
 
 
-@pytest.mark.parametrize("method", pruners.methods_of(LSTM_TEACHERS))
+@pytest.mark.parametrize("method", pruners.LSTM_METHODS)
 def test_every_method_trains(batch, method):
     model = build(method, 0.5).train()
     scores = {"first": torch.rand(4, 20)} if pruners.teacher_of(method) else None

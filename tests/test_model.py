@@ -7,9 +7,8 @@ from transformers import BertForSequenceClassification
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification, PrunedBertModel
 from pruning import pruners
-from pruning.pruners import BERT_TEACHERS
 
-DEPLOYABLE = [m for m in pruners.methods_of(BERT_TEACHERS) if not pruners.is_teacher(m)]
+DEPLOYABLE = [m for m in pruners.BERT_METHODS if not pruners.is_teacher(m)]
 
 
 def kept_sets(output, row):
@@ -74,7 +73,7 @@ def test_bf16_agrees_for_equal_kept_sets(batch):
     torch.testing.assert_close(alone.logits[0], together.logits[1], atol=2e-2, rtol=0)
 
 
-@pytest.mark.parametrize("method", DEPLOYABLE)
+@pytest.mark.parametrize("method", [m for m in DEPLOYABLE if m != "column mean threshold"])
 def test_counts_cls_and_order(batch, method):
     model = build([0.5, 0.5, 0.5], method)
     with torch.no_grad():
@@ -132,13 +131,13 @@ def test_a_rate_of_one_leaves_cls(batch):
     assert output.kept[1].tolist() == [[0]] * 4
 
 
-@pytest.mark.parametrize("method", pruners.methods_of(BERT_TEACHERS))
+@pytest.mark.parametrize("method", pruners.BERT_METHODS)
 def test_every_method_trains_and_forward_steps_nothing(batch, method):
     model = build([0, 0.5, 0.5], method).train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     scores = {layer: torch.rand(4, 17) for layer in (1, 2)} if pruners.teacher_of(method) else None
     output = model(**batch, labels=torch.tensor([0, 1, 0, 1]), teacher_scores=scores)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.named_parameters():
         assert torch.equal(tensor, before[name]), name
     assert (output.pruning_loss is not None) == method.endswith(" student")
     loss = output.loss + (0 if output.pruning_loss is None else output.pruning_loss)
@@ -177,9 +176,59 @@ def test_a_teacher_prunes_by_its_scores_also_after_another_layer_pruned(batch):
 
 def test_rates_may_rise_in_training_but_not_at_evaluation(batch):
     model = build([0.8, 0, 0], "tail")
-    model.set_rate_share(0.5)
+    model.set_training_rates([0.4, 0, 0])
     assert model.train()(**batch).kept[0].shape[1] == 11  # 17 - floor(17 · 0.4)
     assert model.eval()(**batch).kept[0].shape[1] == 4  # 17 - floor(17 · 0.8)
+    model.set_training_rates(None)
+    assert model.train()(**batch).kept[0].shape[1] == 4
+
+
+def test_column_mean_is_the_attention_that_a_token_receives(batch):
+    model = build([0, 0.5, 0], "column mean")
+    with torch.no_grad():
+        kept = model(**batch).kept
+    dense = build()
+    dense.set_attn_implementation("eager")
+    with torch.no_grad():
+        attention = dense(**batch, output_attentions=True).attentions[1]
+    for row, length in enumerate((17, 9, 4, 1)):
+        received = attention[row, :, :length, :length].mean(dim=(0, 1))
+        received[0] = torch.inf
+        best = received.topk(length - length // 2).indices.sort().values
+        assert kept[1][row][kept[1][row] >= 0].tolist() == best.tolist()
+
+
+def test_a_threshold_is_calibrated_to_the_schedule_and_counts_depend_on_the_example():
+    model = build([0, 0.5, 0.3], "column mean threshold")
+    lengths = torch.randint(4, 20, (64,), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    many = {"input_ids": torch.randint(5, 64, (64, 20)) * mask, "attention_mask": mask}
+    model.calibrate(many)
+    with torch.no_grad():
+        kept = model(**many).kept
+    counts = torch.stack([(places >= 0).sum(dim=1) for places in kept])
+    shares = counts.sum(dim=1) / lengths.sum()
+    assert abs(shares[1] - 0.5) < 0.06 and abs(shares[2] - 0.35) < 0.1  # [CLS] stays in any case
+    assert len({round(float(s), 2) for s in counts[1] / lengths}) > 10
+    assert all(0 in places for places in kept[2].tolist())
+
+
+def test_another_schedule_of_the_same_model(batch, tmp_path):
+    model = build([0.3, 0.3, 0.3], "ideal gradients student")
+    fresh = build([0, 0.5, 0], "ideal gradients student")
+    fresh.load_state_dict(model.state_dict(), strict=False)
+    model.set_schedule([0, 0.5, 0])
+    with torch.no_grad():
+        output = model(**batch)
+        assert torch.equal(output.logits, fresh(**batch).logits)
+    assert [k.shape[1] for k in output.kept] == [17, 9, 9]
+    assert model.flops(batch["attention_mask"]) == fresh.flops(batch["attention_mask"])
+    model.save_pretrained(tmp_path)
+    loaded = PrunedBertForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, output.logits)
+    with pytest.raises(ValueError, match="no pruner before layer 0"):
+        fresh.set_schedule([0.5, 0, 0])
 
 
 def test_saved_and_loaded_with_schedule_methods_and_pruners(batch, tmp_path):

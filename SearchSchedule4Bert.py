@@ -1,0 +1,379 @@
+"""Finds pruning schedules for BERT: the best metric at every speed, by the clock of this machine.
+
+    cache/bert/<task>.pt, bert/  →  records/search/, and lists to paste into `pruning_schedule`
+
+Run it without parameters, after PrepareGlue4Bert.py. For each task one model is fine-tuned once over random
+schedules, so that it serves any of them. Sentences held out from its training set then judge a few hundred
+schedules, an evolutionary search proposing the next ones; how long a schedule takes is read from a table of
+seconds by layer and length, and the schedules chosen are timed. The dev set is asked once, at the end.
+Change what is between the two rulers below; what was trained before is taken from cache/.
+"""
+
+import copy
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from tqdm import tqdm
+from transformers import BertForSequenceClassification
+
+import RunBert4Glue
+from pruning import batches, plots, records, runs, schedules, timing, training
+from pruning.batches import Examples, bert_batch
+from pruning.errors import UserError
+from pruning.layers import FastPaths, run_layers
+from pruning.pruners import Tokens
+from pruning.runs import Plan, TaskRun
+
+# ----------------------------------------------------------------------------------------------
+# Settings
+
+# How many times as fast as stock transformers (length-sorted, padded per batch) the model has to be.
+budgets = [1.5, 2, 2.5, 3.5]
+task_names = ["sst-2"]  # one schedule is sought that serves all of them; any that RunBert4Glue knows
+pruning_method = "ideal gradients student"
+seeds = [0]  # the first one
+training_rows = {"sst-2": 16_000}  # of these tasks; of the others nine tenths of the training set
+held_out_rows = 1_000  # at most, of the rest of the training set: they judge the schedules
+dense_epochs = 3
+pruned_epochs = 3
+batch_size = 32
+learning_rate = 1e-4
+student_learning_rate = 1e-3
+distillation_share = 0.5
+ramp_share = 0.3  # of the training, in which schedules get as hard as `kept_shares` says
+kept_shares = [0.15, 0.7]  # of the token-layers, that schedules keep while the model is trained
+evaluations = 150  # schedules that are judged
+evaluation_batch_size = 64
+timing_examples = 128
+timing_passes = 5
+# ----------------------------------------------------------------------------------------------
+
+STEP = 0.05  # rates are multiples of it
+LENGTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens, in the latency table
+FIRST = 0.4  # of the evaluations go to schedules drawn at random
+CORRECTIONS = 3  # how often a choice that the clock refuses is made again
+
+Schedule = tuple[float, ...]
+Points = dict[Schedule, tuple[float, float]]  # metric and speed-up
+
+
+@dataclass
+class Searched:
+    """A task, its models, and the sentences that judge and time schedules."""
+
+    run: TaskRun
+    model: Any
+    held_out: Examples
+    latency: "LatencyTable"
+    stock_seconds: float
+
+    def judge(self, schedule: Schedule | None, examples: Examples) -> tuple[float, float]:
+        """The task's metric, and the share of the token-layers kept; None: of the dense model."""
+        model = self.run.dense() if schedule is None else self.model
+        if schedule is not None:
+            model.set_schedule(list(schedule))
+        found = self.run.judge(model, examples)
+        return found["metrics"][self.run.data.task.metrics[0]], found["token_layers_kept"]
+
+    @property
+    def dev(self) -> Examples:
+        return self.run.data.splits["dev"]
+
+    def speedup(self, schedule: Schedule) -> float:
+        """Against stock, as the table has it."""
+        return self.stock_seconds / self.latency.seconds(schedule)
+
+
+# --- Seconds -----------------------------------------------------------------------------------
+
+
+class LatencyTable:
+    """Seconds of one layer, of the last one (which owes [CLS] alone) and of pruning, by tokens of a
+    sentence, in batches of `rows`; of a batch of mixed lengths the mean length counts."""
+
+    def __init__(self, model: Any, lengths: Sequence[Sequence[int]], device: torch.device):
+        """lengths: of the sentences of each batch that is to be timed."""
+        self.batches = [(len(batch), sum(batch) / len(batch)) for batch in lengths]
+        longest = max(max(batch) for batch in lengths)
+        self.grid = [n for n in LENGTHS if n < longest] + [longest]
+        rows = max(len(batch) for batch in lengths)
+        runs_of = {(part, n): self._runner(model, part, rows, n, device) for part in PARTS for n in self.grid}
+        with torch.inference_mode():
+            seconds = timing.interleaved(runs_of, device, passes=5)  # type: ignore[type-var]
+        per_row = {key: statistics.median(times) / rows for key, times in seconds.items()}
+        self.table = {part: [per_row[part, n] for n in self.grid] for part in PARTS}
+
+    @staticmethod
+    def _runner(model: Any, part: str, rows: int, length: int, device: torch.device) -> Any:
+        encoder = model.bert.encoder
+        ids = torch.full((rows, length), 5, device=device)
+        mask = torch.ones(rows, length, dtype=torch.bool, device=device)
+        states = torch.randn(rows, length, model.config.hidden_size, device=device)
+        pruner = next(iter(encoder.pruners.values()))
+        lengths = [length] * rows
+        return {
+            "ends": lambda: model.classifier(model.bert.pooler(model.bert.embeddings(ids))),
+            "layer": lambda: run_layers(encoder.layer[:1], states, mask, lengths, FastPaths(), False),
+            "last": lambda: run_layers(encoder.layer[-1:], states, mask, lengths, FastPaths(), True),
+            "prune": lambda: Tokens.start(states, mask, ids).keep(
+                pruner(Tokens.start(states, mask, ids)), 0.5, True
+            ),
+        }[part]
+
+    def _look_up(self, part: str, length: float) -> float:
+        """Seconds for one sentence, linear between the lengths of the table."""
+        column = self.table[part]
+        right = next((i for i, n in enumerate(self.grid) if n >= length), len(self.grid) - 1)
+        left = max(0, right - 1)
+        if left == right:
+            return column[0]
+        share = (length - self.grid[left]) / (self.grid[right] - self.grid[left])
+        return column[left] + share * (column[right] - column[left])
+
+    def seconds(self, schedule: Schedule) -> float:
+        """Of all batches under a schedule."""
+        total = 0.0
+        for rows, length in self.batches:
+            alive, sentence = length, self._look_up("ends", length)
+            for layer, rate in enumerate(schedule):
+                if rate > 0:
+                    sentence += self._look_up("prune", alive)
+                    alive = max(1.0, alive * (1 - rate))
+                sentence += self._look_up("last" if layer == len(schedule) - 1 else "layer", alive)
+            total += rows * sentence
+        return total
+
+
+PARTS = ("ends", "layer", "last", "prune")
+
+
+# --- The search --------------------------------------------------------------------------------
+
+
+def rounded(schedule: Sequence[float]) -> Schedule:
+    """To multiples of STEP, at most HIGHEST_RATE."""
+    return tuple(round(min(schedules.HIGHEST_RATE, max(0.0, round(r / STEP) * STEP)), 2) for r in schedule)
+
+
+def varied(parents: list[Schedule], rng: random.Random) -> Schedule:
+    """A child of one or two parents: mixed, moved by a layer, or with some rates changed."""
+    child = list(rng.choice(parents))
+    if len(parents) > 1 and rng.random() < 0.3:
+        child = [(a + b) / 2 for a, b in zip(child, rng.choice(parents), strict=True)]
+    if rng.random() < 0.3:
+        layer = rng.randrange(len(child) - 1)
+        child[layer], child[layer + 1] = child[layer + 1], child[layer]
+    changed = [rate + rng.gauss(0, 0.15) if rng.random() < 0.4 else rate for rate in child]
+    return rounded([0 if rate < STEP else rate for rate in changed])
+
+
+def front(points: Points) -> list[Schedule]:
+    """The schedules that no other one beats in both metric and speed-up, slowest first.
+
+    Args:
+        points: schedule → (metric, speed-up).
+    """
+    best, found = -math.inf, []
+    for schedule, (metric, _) in sorted(points.items(), key=lambda p: (p[1][1], p[1][0]), reverse=True):
+        if metric > best:
+            best = metric
+            found.append(schedule)
+    return found[::-1]
+
+
+def search(
+    searched: list[Searched], layers: int, count: int, seed: int
+) -> dict[Schedule, tuple[float, float]]:
+    """Judges `count` schedules on the held-out sentences of every task.
+
+    Returns:
+        schedule → (mean of the tasks' metrics, geometric mean of their speed-ups by the table).
+    """
+    rng = random.Random(seed)
+    points: Points = {}
+    first = round(FIRST * count)
+    for i in tqdm(range(count), desc="schedules"):
+        candidate: Schedule | None = None
+        while candidate is None or candidate in points:
+            if i < first:
+                share = kept_shares[0] + (kept_shares[1] - kept_shares[0]) * i / first
+                candidate = rounded(schedules.draw(layers, share, rng))
+            else:
+                candidate = varied(front(points), rng)
+        metric = statistics.mean(part.judge(candidate, part.held_out)[0] for part in searched)
+        points[candidate] = (metric, mean_speedup([part.speedup(candidate) for part in searched]))
+    return points
+
+
+def mean_speedup(values: Sequence[float]) -> float:
+    return statistics.geometric_mean(values)
+
+
+def choose(points: Points, at_least: float) -> Schedule | None:
+    """The best metric of those fast enough; None if none is."""
+    fast = {schedule: point for schedule, point in points.items() if point[1] >= at_least}
+    return max(fast, key=lambda schedule: fast[schedule]) if fast else None
+
+
+def clock(part: Searched, chosen: Sequence[Schedule]) -> list[float]:
+    """Speed-ups of schedules against stock, all taking turns on the same sentences."""
+    models: dict[str, Any] = {"dense, stock": stock(part.run), "dense, ours": part.run.dense()}
+    for schedule in chosen:
+        models[str(schedule)] = copy.deepcopy(part.model)
+        models[str(schedule)].set_schedule(list(schedule))
+    examples = timed(part.held_out)
+    run = part.run
+    found = runs.time_variants(models, examples, bert_batch, RunBert4Glue.flops_of, run.plan, run.accelerator)
+    return [found[str(schedule)]["speedup"] for schedule in chosen]
+
+
+def stock(run: TaskRun) -> Any:
+    dense = run.dense()
+    return BertForSequenceClassification.from_pretrained(
+        None, config=dense.config, state_dict=dense.state_dict()
+    )
+
+
+def timed(examples: Examples) -> Examples:
+    return examples.take(torch.linspace(0, len(examples) - 1, min(timing_examples, len(examples))).long())
+
+
+# --- A run -------------------------------------------------------------------------------------
+
+
+def rows_of(name: str, available: int) -> int:
+    """Training rows of a task; what is left may be held out."""
+    return min(training_rows.get(name, round(0.9 * available)), available - 1)
+
+
+def prepare(plan: Plan, accelerator: Accelerator) -> list[Searched]:
+    """Every task's models, from cache/ or trained, and its latency table."""
+    RunBert4Glue.task_names = task_names
+    family = RunBert4Glue.BertFamily.for_any_schedule()
+    found = []
+    for data in RunBert4Glue.open_caches(family.config):
+        rows = rows_of(data.task.name, len(data.splits["train"]))
+        run = TaskRun(family, replace(plan, training_rows=rows), data, plan.seeds[0], accelerator)
+        model = run.any_schedule(pruning_method, kept_shares)
+        held_out = batches.held_out(data.splits["train"], rows, held_out_rows)
+        examples = timed(held_out)
+        in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
+        lengths = [examples.lengths[rows].tolist() for rows in in_batches]
+        latency = LatencyTable(model, lengths, accelerator.device)
+        stock_model = stock(run).to(accelerator.device).eval()
+        todo = [batches.to_device(bert_batch(examples, rows), accelerator.device) for rows in in_batches]
+        with torch.inference_mode():
+            passes = timing.interleaved(
+                {"stock": lambda m=stock_model, t=todo: [m(**b) for b in t]},
+                accelerator.device,
+                timing_passes,
+            )
+        found.append(Searched(run, model, held_out, latency, statistics.median(passes["stock"])))
+    return found
+
+
+def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Schedule, float]]:
+    """For every budget a schedule that is fast enough by the clock: budget → schedule, speed-up measured."""
+    found: dict[float, tuple[Schedule, float]] = {}
+    asked = {budget: budget for budget in budgets}
+    for _ in range(CORRECTIONS):
+        todo = [budget for budget in budgets if budget not in found or found[budget][1] < budget]
+        chosen = {budget: choose(points, asked[budget]) for budget in todo}
+        able = {budget: schedule for budget, schedule in chosen.items() if schedule is not None}
+        if not able:
+            break
+        measured = zip(*(clock(part, list(able.values())) for part in searched), strict=True)
+        for (budget, schedule), speedups in zip(able.items(), measured, strict=True):
+            found[budget] = (schedule, mean_speedup(speedups))
+            asked[budget] *= max(1.0, budget / found[budget][1])
+    return found
+
+
+def report(searched: list[Searched], points: Points, found: dict[float, Any], plan: Plan) -> None:
+    """Asks the dev set, prints what to paste, writes the record and the picture."""
+    dense = {part.run.data.task.name: part.judge(None, part.dev)[0] for part in searched}
+    held = statistics.mean(part.judge(None, part.held_out)[0] for part in searched)
+    rows = []
+    for budget, (schedule, speedup) in found.items():
+        by_task = {part.run.data.task.name: part.judge(schedule, part.dev) for part in searched}
+        metric = statistics.mean(value for value, _ in by_task.values())
+        kept = statistics.mean(share for _, share in by_task.values())
+        rows.append(
+            {
+                "budget": budget,
+                "schedule": list(schedule),
+                "speedup": speedup,
+                "speedup_by_table": points[schedule][1],
+                "held_out": points[schedule][0],
+                "dev": metric,
+                "dev_by_task": {task: value for task, (value, _) in by_task.items()},
+                "token_layers_kept": kept,
+            }
+        )
+    mean_dense = statistics.mean(dense.values())
+    header = ["at least", "measured", "by the table", "token-layers", "held out", "dev", "pruning_schedule"]
+    table = [["", "× 1 (stock)", "", "100%", f"{100 * held:.1f}", f"{100 * mean_dense:.1f}", "dense"]]
+    for row in rows:
+        short = "" if row["speedup"] >= row["budget"] else " (not reached)"
+        table.append(
+            [
+                f"× {row['budget']}{short}",
+                f"× {row['speedup']:.2f}",
+                f"× {row['speedup_by_table']:.2f}",
+                f"{row['token_layers_kept']:.0%}",
+                f"{100 * row['held_out']:.1f}",
+                f"{100 * row['dev']:.1f}",
+                str([int(rate) if rate == int(rate) else rate for rate in row["schedule"]]),
+            ]
+        )
+    text = records.markdown(header, table)
+    print(f"\n{text}\n")
+    print("Metrics × 100, the mean of the tasks. Paste a list into pruning_schedule of RunBert4Glue.py.")
+    settings = plan.settings
+    name = "-".join([*task_names, records.key_of(settings)])
+    path = records.RECORDS / "search" / f"{name}.json"
+    records.write(
+        path,
+        {
+            "settings": settings,
+            "device": training.device_name(searched[0].run.accelerator.device),
+            "processor": records.processor(),
+            "environment": records.environment(),
+            "dense": dense,
+            "dense_held_out": held,
+            "chosen": rows,
+            "front": [list(schedule) for schedule in front(points)],
+            "points": [[list(schedule), *point] for schedule, point in points.items()],
+            "latency": {p.run.data.task.name: [p.latency.grid, p.latency.table] for p in searched},
+        },
+    )
+    records.write_text(path.with_suffix(".md"), text + "\n")
+    chosen = [(row["schedule"], row["speedup"], row["held_out"]) for row in rows]
+    on_front = [points[schedule] for schedule in front(points)]
+    plots.write_search(path.with_suffix(".png"), list(points.values()), on_front, chosen, held, task_names)
+    print(f"Record and picture: {path.with_suffix('')}.*")
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not budgets or min(budgets) <= 0:
+        raise UserError(f"budgets in SearchSchedule4Bert.py: {budgets}; name at least one, greater than 0")
+    settings = records.settings_block(globals())
+    shown = {"pruning_methods": [pruning_method], "training_rows": None, "shown_examples": 0}
+    plan = Plan.from_settings({**settings, **shown})
+    accelerator = training.pick_device()
+    searched = prepare(plan, accelerator)
+    points = search(searched, searched[0].run.family.layers, evaluations, plan.seeds[0])
+    report(searched, points, choose_all(searched, points), replace(plan, settings=settings))
+
+
+if __name__ == "__main__":
+    main()

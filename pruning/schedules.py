@@ -1,0 +1,82 @@
+"""Pruning schedules: one rate for each layer. What they keep, and drawing them at random.
+
+Of the tokens alive, layer l removes the share r_l before it runs: (1 - r_0) … (1 - r_l) of all reach it.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
+
+
+def alive(schedule: Sequence[float]) -> list[float]:
+    """The share of all tokens that each layer processes, lengths not rounded."""
+    return list(accumulate(schedule, lambda share, rate: share * (1 - rate), initial=1.0))[1:]
+
+
+def token_layers(schedule: Sequence[float]) -> float:
+    """The share of all token-layers that is kept: the mean of `alive`."""
+    return sum(alive(schedule)) / len(schedule)
+
+
+def draw(layers: int, share: float, rng: random.Random) -> list[float]:
+    """A schedule at random that keeps about `share` of the token-layers.
+
+    About half of the layers prune; how hard each does in relation to the others is drawn from an
+    exponential distribution, and how hard all do together follows from `share`.
+    """
+    weights = [rng.expovariate(1.0) if rng.random() < 0.5 else 0.0 for _ in range(layers)]
+    if not any(weights[: max(1, layers // 2)]):
+        weights[rng.randrange(max(1, layers // 2))] = 1.0  # late layers alone cannot remove enough
+
+    def scaled(strength: float) -> list[float]:
+        return [min(HIGHEST_RATE, 1 - 2 ** (-strength * weight)) for weight in weights]
+
+    weak, strong = 0.0, 64.0
+    for _ in range(30):
+        middle = (weak + strong) / 2
+        weak, strong = (middle, strong) if token_layers(scaled(middle)) > share else (weak, middle)
+    return [round(rate, 3) for rate in scaled(strong)]
+
+
+def at_random(
+    layers: int, shares: Sequence[float], ramp_share: float, seed: int
+) -> Callable[[float], list[float]]:
+    """For a model that is to serve every schedule: a new one for every training step.
+
+    Args:
+        shares: the smallest and the largest share of the token-layers to keep; every share between them
+            is as likely.
+        ramp_share: of the training, in which these shares fall from 1 to where they are.
+
+    Returns:
+        `rates_at` of `training.train`.
+    """
+    rng = random.Random(seed)
+
+    def rates_at(progress: float) -> list[float]:
+        return draw(layers, 1 - _rise(progress, ramp_share) * (1 - rng.uniform(*shares)), rng)
+
+    return rates_at
+
+
+def one_of(
+    schedules: Sequence[Sequence[float]], ramp_share: float, seed: int
+) -> Callable[[float], list[float]]:
+    """For a model that is to serve these schedules: one of them at random for every training step, its rates
+    rising from 0 in the first `ramp_share` of the training.
+
+    Returns:
+        `rates_at` of `training.train`.
+    """
+    rng = random.Random(seed)
+
+    def rates_at(progress: float) -> list[float]:
+        return [_rise(progress, ramp_share) * rate for rate in rng.choice(schedules)]
+
+    return rates_at
+
+
+def _rise(progress: float, ramp_share: float) -> float:
+    return min(1.0, progress / ramp_share) if ramp_share else 1.0
