@@ -14,6 +14,7 @@ from pruning import pruners, runs, selection, tasks, training
 from pruning.batches import Examples, Ragged, lstm_batch, to_device
 from pruning.errors import UserError
 from pruning.lstm import PrunedLstmClassifier, pick_packing
+from pruning.metrics import answer_margin
 from pruning.records import BAG_OF_WORDS
 from pruning.runs import Method, Plan, State, TaskData
 from pruning.teachers import Batch, Place
@@ -54,12 +55,12 @@ class LstmFamily(runs.Family):
         return dict.fromkeys(("first", "second") if pair else ("first",), teacher)
 
     def score(self, dense: Any, batch: Batch, wanted: dict[Place, str]) -> dict[Place, Tensor]:
+        places = ("first", "second")[: len(wanted)]
+        if set(wanted.values()) == {"ideal gradients"}:
+            return dict(zip(places, word_gradients(dense, batch), strict=True))
         names = {"first": ("ids", "mask"), "second": ("second_ids", "second_mask")}
         with torch.no_grad():
-            return {
-                place: dense.input_gates(batch[names[str(place)][0]], batch[names[str(place)][1]])
-                for place in wanted
-            }
+            return {place: dense.input_gates(*(batch[name] for name in names[place])) for place in places}
 
     def pruning(self) -> float:
         return self.rate
@@ -116,6 +117,27 @@ class LstmFamily(runs.Family):
             for split in data.task.dev_splits
         }
         return {"name": BAG_OF_WORDS, "predictions": answers}
+
+
+def word_gradients(model: PrunedLstmClassifier, batch: Batch) -> list[Tensor]:
+    """Ideal gradients: the Euclidean length of the gradient of the model's own answer at each word.
+
+    Args:
+        model: a dense one, in evaluation mode.
+
+    Returns:
+        For each sentence (B, T), 0 at padding.
+    """
+    words: list[Tensor] = []
+    hook = model.embedding.register_forward_hook(lambda _module, _ids, embedded: words.append(embedded))
+    try:
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN wants training mode
+            margin = answer_margin(model(**batch).logits.float())
+            gradients = torch.autograd.grad(margin.sum(), words)
+    finally:
+        hook.remove()
+    masks = [batch[name] for name in ("mask", "second_mask") if name in batch]
+    return [g.float().norm(dim=2) * mask for g, mask in zip(gradients, masks, strict=True)]
 
 
 def bag_of_words(examples: Examples, vocabulary_size: int) -> scipy.sparse.csr_matrix:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pruning import selection
 
 BERT_TEACHERS = ("ideal emission rate", "ideal gradients")
-LSTM_TEACHERS = ("lstm",)
+LSTM_TEACHERS = ("lstm", "ideal gradients")
 
 
 def methods_of(teachers: tuple[str, ...]) -> tuple[str, ...]:

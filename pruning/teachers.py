@@ -107,10 +107,15 @@ def gradient_rules(model: Any, batch: Batch) -> dict[str, list[Tensor]]:
     }
 
 
-def integrated_gradients(model: Any, batch: Batch, layers: Iterable[int]) -> dict[int, Tensor]:
+def integrated_gradients(
+    model: Any, batch: Batch, layers: Iterable[int], signed: bool = False
+) -> dict[int, Tensor]:
     """|x · mean of the gradient on the way from 0 to x|, x the state of a token at a layer's input
     (Sundararajan et al., ICML 2017), in IG_STEPS steps by the midpoint rule; of the answer that the model
     gives in the end.
+
+    Args:
+        signed: leave the sign, so that scores add up to the change of the margin.
 
     Returns:
         layer → (B, T).
@@ -128,7 +133,8 @@ def integrated_gradients(model: Any, batch: Batch, layers: Iterable[int]) -> dic
             with torch.enable_grad():
                 margin = answer_margin(_logits_from(model, layer, point, mask).float(), answers)
                 total += torch.autograd.grad(margin.sum(), point)[0]
-        scores[layer] = (total / IG_STEPS * states).sum(dim=2).abs().float()
+        attributed = (total / IG_STEPS * states).sum(dim=2).float()
+        scores[layer] = attributed if signed else attributed.abs()
     return scores
 
 
