@@ -51,8 +51,8 @@ ramp_share = 0.3
 
 # Oracles and students: where the frozen model is pruned, and how many training sentences teach.
 frozen_schedules = {"46%": [0, 0.5, 0, 0.5, 0, 0], "34%": [0, 0.7, 0, 0.5, 0, 0]}
-student_rows = 4_000
-student_epochs = 3
+student_rows = 2_000
+student_epochs = 5
 
 # Retrained: one training serves all of these schedules, each of its steps draws one.
 schedules_by_name = {
@@ -402,10 +402,8 @@ def pieces() -> list[Piece]:
 
 
 def plan_of(task: str) -> Plan:
-    settings = records.settings_block(globals())
-    of_task = {name: settings[name][task] for name in ("training_rows", "dense_epochs", "pruned_epochs")}
     unused = {"pruning_methods": [], "timing_examples": 0, "timing_passes": 0, "shown_examples": 0}
-    return Plan.from_settings(settings | of_task | unused)
+    return Plan.from_settings(records.settings_block(globals()) | unused, task)
 
 
 def task_runs(accelerator: Accelerator) -> list[TaskRun]:

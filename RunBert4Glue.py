@@ -7,6 +7,7 @@ Change what is between the two rulers below, and run it again: finished runs are
 changes is run anew, older records stay. With several GPUs: accelerate launch RunBert4Glue.py
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from pruning import (
     pruners,
     records,
     runs,
+    schedules,
     tasks,
     teachers,
     timing,
@@ -43,20 +45,15 @@ from pruning.teachers import Batch, Place
 # Settings
 
 # One pruning rate for each layer of the BERT in bert/, in [0, 1]: the share of the tokens still alive
-# that is thrown away before that layer. 0 builds no pruner there. This one is for 12 layers.
-pruning_schedule = [0, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0, 0]
+# that is thrown away before that layer. 0 builds no pruner there. Or "half", "third", "fifth": the list
+# that keeps so much of the work, for any number of layers.
+pruning_schedule = "half"
+# pruning_schedule = [0, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0, 0]  # the 2020 manual's, for 12 layers
 
-# What to compare. An entry may also be a list with one method for each layer.
-pruning_methods = [
-    "random",
-    "head",
-    "tail",
-    "frequency",
-    "ideal emission rate student",
-    "ideal gradients student",
-    "ideal emission rate",  # teachers: upper bounds
-    "ideal gradients",
-]
+# What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency",
+# "ideal emission rate student", "column mean", "column mean threshold", and the teachers, which are upper
+# bounds: "ideal gradients", "ideal emission rate". An entry may also be a list with one for each layer.
+pruning_methods = ["ideal gradients student", "random"]
 task_names = ["cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli"]
 seeds = [0]  # everything is run once for each
 training_rows = None  # rows drawn from the training set; None: all of them
@@ -74,6 +71,7 @@ shown_examples = 20  # sentences on the page beside each record
 # ----------------------------------------------------------------------------------------------
 
 PREPARED_BY = "PrepareGlue4Bert.py"
+EDIT = "Edit the settings at the top of RunBert4Glue.py"
 CALIBRATED_ON = 512  # training sentences, for pruners with a threshold
 
 
@@ -84,12 +82,17 @@ class BertFamily(runs.Family):
     cache_folder = "bert"
     make_batch = staticmethod(bert_batch)
 
-    def __init__(self, schedule: list[float]) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: str | Sequence[float]) -> None:
+        """Raises UserError for a schedule that does not fit the BERT in bert/, or if there is none."""
         self.config_file = bert_folder.config_path()
         weights = bert_folder.weights_path()
         self.config = PrunedBertConfig.from_json_file(self.config_file)
         self.layers = self.config.num_hidden_layers
+        try:
+            self.schedule = schedules.resolve(schedule, self.layers)
+            check_schedule(self.schedule, self.layers)
+        except ValueError as error:
+            raise UserError(f"{error}. {EDIT}") from None
         self.weights = read_weights(weights)
         self.weights_from = str(weights)
         self.affects = {
@@ -100,9 +103,7 @@ class BertFamily(runs.Family):
     @classmethod
     def for_any_schedule(cls) -> "BertFamily":
         """With a pruner before every layer; see `runs.TaskRun.any_schedule`."""
-        family = cls([])
-        family.schedule = [0.5] * family.layers
-        return family
+        return cls([0.5] * PrunedBertConfig.from_json_file(bert_folder.config_path()).num_hidden_layers)
 
     def build(self, data: TaskData, method: Method | None, seed: int, start: State | None) -> nn.Module:
         config = PrunedBertConfig.from_json_file(self.config_file)
@@ -195,11 +196,10 @@ def flops_of(model: Any, batch: Batch) -> int:
 def check_settings(layers: int) -> None:
     """Raises UserError, before anything is trained, for a setting that cannot work."""
     try:
-        check_schedule(pruning_schedule, layers)
         for method in pruning_methods:
             methods_by_layer(method, layers)
     except ValueError as error:
-        raise UserError(f"{error}. Edit the settings at the top of RunBert4Glue.py") from None
+        raise UserError(f"{error}. {EDIT}") from None
     unknown = [name for name in task_names if name not in tasks.GLUE]
     if unknown or not task_names:
         raise UserError(
@@ -243,11 +243,11 @@ def main() -> None:
     prepared = open_caches(family.config)
     accelerator = training.pick_device()
     if accelerator.is_main_process:
-        print(
-            f"BERT: {family.layers} layers of {family.config.hidden_size}, weights from {family.weights_from}"
-        )
-    plan = Plan.from_settings(records.settings_block(globals()))
-    runs.run(family, plan, prepared, accelerator)
+        shape = f"{family.layers} layers of {family.config.hidden_size}"
+        kept = f"{schedules.token_layers(family.schedule):.0%} of the token-layers"
+        print(f"BERT: {shape}, weights from {family.weights_from}")
+        print(f"Schedule: {family.schedule}, which keeps {kept}")
+    runs.run(family, records.settings_block(globals()), prepared, accelerator)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,16 @@ from pruning.errors import UserError
 
 # ----------------------------------------------------------------------------------------------
 # Settings: what differs from the runners' own
+deployable = ["random", "head", "tail", "frequency"]
 bert_settings = {
+    "pruning_methods": [
+        *deployable,
+        "column mean",
+        "ideal emission rate student",
+        "ideal gradients student",
+        "ideal emission rate",
+        "ideal gradients",
+    ],
     "pruning_schedule": [0, 0, 0.5, 0, 0.5, 0],  # one rate for each of the sample BERT's six layers
     "task_names": ["sst-2", "mrpc", "sts-b"],
     "training_rows": 224,
@@ -34,6 +43,7 @@ bert_settings = {
     "timing_passes": 2,
 }
 lstm_settings = {
+    "pruning_methods": [*deployable, "lstm student", "ideal gradients student", "lstm", "ideal gradients"],
     "target_prune_rate": 0.5,
     "dense_epochs": 4,
     "pruned_epochs": 1,

@@ -14,7 +14,7 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from pruning.batches import Examples, bert_batch
 from pruning.errors import UserError
 from pruning.layers import FastPaths, run_layers
 from pruning.pruners import Tokens
-from pruning.runs import Plan, TaskRun
+from pruning.runs import Plan, TaskData, TaskRun
 
 # ----------------------------------------------------------------------------------------------
 # Settings
@@ -39,15 +39,16 @@ budgets = [1.5, 2, 2.5, 3.5]
 task_names = ["sst-2"]  # one schedule is sought that serves all of them; any that RunBert4Glue knows
 pruning_method = "ideal gradients student"
 seeds = [0]  # the first one
-training_rows = {"sst-2": 16_000}  # of these tasks; of the others nine tenths of the training set
-held_out_rows = 1_000  # at most, of the rest of the training set: they judge the schedules
-dense_epochs = 3
-pruned_epochs = 3
+# How many training rows teach, for every task in `task_names`; the rest is held out.
+training_rows = {"sst-2": 16_000, "mrpc": 3_301, "cola": 7_696, "sts-b": 5_174}
+held_out_rows = 1_000  # of the rest, at most: they judge the schedules
+dense_epochs = {"sst-2": 2, "mrpc": 3, "cola": 3, "sts-b": 3}  # or one number for all tasks
+pruned_epochs = {"sst-2": 2, "mrpc": 3, "cola": 3, "sts-b": 3}
 batch_size = 32
 learning_rate = 1e-4
 student_learning_rate = 1e-3
 distillation_share = 0.5
-ramp_share = 0.3  # of the training, in which schedules get as hard as `kept_shares` says
+ramp_share = 0.5  # of the training, in which schedules get as hard as `kept_shares` says
 kept_shares = [0.15, 0.7]  # of the token-layers, that schedules keep while the model is trained
 evaluations = 150  # schedules that are judged
 evaluation_batch_size = 64
@@ -248,21 +249,29 @@ def timed(examples: Examples) -> Examples:
 # --- A run -------------------------------------------------------------------------------------
 
 
-def rows_of(name: str, available: int) -> int:
-    """Training rows of a task; what is left may be held out."""
-    return min(training_rows.get(name, round(0.9 * available)), available - 1)
+def plan_of(data: TaskData) -> Plan:
+    """A task's plan. Raises UserError if it leaves no sentences to judge by."""
+    unused = {"pruning_methods": [pruning_method], "shown_examples": 0}
+    plan = Plan.from_settings(records.settings_block(globals()) | unused, data.task.name)
+    available = len(data.splits["train"])
+    if plan.training_rows is None or plan.training_rows >= available:
+        raise UserError(
+            f"training_rows in SearchSchedule4Bert.py leaves nothing to judge schedules by: {data.task.name} "
+            f"has {available} rows, name fewer"
+        )
+    return plan
 
 
-def prepare(plan: Plan, accelerator: Accelerator) -> list[Searched]:
+def prepare(accelerator: Accelerator) -> list[Searched]:
     """Every task's models, from cache/ or trained, and its latency table."""
     RunBert4Glue.task_names = task_names
     family = RunBert4Glue.BertFamily.for_any_schedule()
     found = []
     for data in RunBert4Glue.open_caches(family.config):
-        rows = rows_of(data.task.name, len(data.splits["train"]))
-        run = TaskRun(family, replace(plan, training_rows=rows), data, plan.seeds[0], accelerator)
+        plan = plan_of(data)
+        run = TaskRun(family, plan, data, plan.seeds[0], accelerator)
         model = run.any_schedule(pruning_method, kept_shares)
-        held_out = batches.held_out(data.splits["train"], rows, held_out_rows)
+        held_out = batches.held_out(data.splits["train"], len(run.train_examples), held_out_rows)
         examples = timed(held_out)
         in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
         lengths = [examples.lengths[rows].tolist() for rows in in_batches]
@@ -296,7 +305,7 @@ def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Sc
     return found
 
 
-def report(searched: list[Searched], points: Points, found: dict[float, Any], plan: Plan) -> None:
+def report(searched: list[Searched], points: Points, found: dict[float, Any]) -> None:
     """Asks the dev set, prints what to paste, writes the record and the picture."""
     dense = {part.run.data.task.name: part.judge(None, part.dev)[0] for part in searched}
     held = statistics.mean(part.judge(None, part.held_out)[0] for part in searched)
@@ -336,7 +345,7 @@ def report(searched: list[Searched], points: Points, found: dict[float, Any], pl
     text = records.markdown(header, table)
     print(f"\n{text}\n")
     print("Metrics × 100, the mean of the tasks. Paste a list into pruning_schedule of RunBert4Glue.py.")
-    settings = plan.settings
+    settings = records.settings_block(globals())
     name = "-".join([*task_names, records.key_of(settings)])
     path = records.RECORDS / "search" / f"{name}.json"
     records.write(
@@ -366,13 +375,9 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     if not budgets or min(budgets) <= 0:
         raise UserError(f"budgets in SearchSchedule4Bert.py: {budgets}; name at least one, greater than 0")
-    settings = records.settings_block(globals())
-    shown = {"pruning_methods": [pruning_method], "training_rows": None, "shown_examples": 0}
-    plan = Plan.from_settings({**settings, **shown})
-    accelerator = training.pick_device()
-    searched = prepare(plan, accelerator)
-    points = search(searched, searched[0].run.family.layers, evaluations, plan.seeds[0])
-    report(searched, points, choose_all(searched, points), replace(plan, settings=settings))
+    searched = prepare(training.pick_device())
+    points = search(searched, searched[0].run.family.layers, evaluations, seeds[0])
+    report(searched, points, choose_all(searched, points))
 
 
 if __name__ == "__main__":

@@ -160,22 +160,23 @@ def flops_of(model: PrunedLstmClassifier, batch: Batch) -> int:
     return sum(model.flops(batch[name]) for name in ("mask", "second_mask") if name in batch)
 
 
-def run(script: str, prepared_by: str, task_list: Sequence[tasks.Task], rate: float, plan: Plan) -> None:
+def run(script: str, prepared_by: str, task_list: Sequence[tasks.Task], settings: dict[str, Any]) -> None:
     """Checks the settings, opens the caches, does every run and prints the table.
 
     Args:
         script, prepared_by: the runner and the preparation to name if something is wrong.
-        rate: `target_prune_rate`.
+        settings: the runner's block.
 
     Raises:
         UserError: for a rate outside [0, 1], an unknown method, a missing or stale cache.
     """
+    rate = settings["target_prune_rate"]
     try:
         selection.check_rate(rate)
     except ValueError as error:
         raise UserError(f"target_prune_rate in {script}: {error}") from None
     known = pruners.LSTM_METHODS
-    for method in plan.methods:
+    for method in settings["pruning_methods"]:
         if method not in known:
             raise UserError(
                 f"pruning_methods in {script}: unknown pruning method {method!r}; "
@@ -183,4 +184,4 @@ def run(script: str, prepared_by: str, task_list: Sequence[tasks.Task], rate: fl
             )
     prepared = [runs.open_cache("lstm", task, prepared_by) for task in task_list]
     accelerator = training.pick_device()
-    runs.run(LstmFamily(rate), plan, prepared, accelerator)
+    runs.run(LstmFamily(rate), settings, prepared, accelerator)

@@ -30,6 +30,7 @@ from pruning import (
     training,
 )
 from pruning.batches import Examples, Ragged
+from pruning.errors import UserError
 from pruning.records import BAG_OF_WORDS, DENSE
 from pruning.tasks import Task
 from pruning.teachers import Batch, Place
@@ -70,16 +71,26 @@ class Plan:
     settings: dict[str, Any]
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> "Plan":
-        """From a runner's settings block, as `records.settings_block` gives it."""
+    def from_settings(cls, settings: dict[str, Any], task: str) -> "Plan":
+        """For one task, from a runner's settings block as `records.settings_block` gives it. The number of
+        rows and of epochs may be a dictionary, task → number. Raises UserError if that lacks the task."""
+
+        def of_task(name: str) -> Any:
+            value = settings[name]
+            if not isinstance(value, dict):
+                return value
+            if task not in value:
+                raise UserError(f"{name} says nothing of {task}: add it at the top of the script")
+            return value[task]
+
         common = {name: settings[name] for name in ("batch_size", "learning_rate")}
         return cls(
             methods=settings["pruning_methods"],
             seeds=settings["seeds"],
-            training_rows=settings["training_rows"],
-            dense=Schedule(epochs=settings["dense_epochs"], **common),
+            training_rows=of_task("training_rows"),
+            dense=Schedule(epochs=of_task("dense_epochs"), **common),
             pruned=Schedule(
-                epochs=settings["pruned_epochs"],
+                epochs=of_task("pruned_epochs"),
                 ramp_share=settings["ramp_share"],
                 student_learning_rate=settings["student_learning_rate"],
                 distillation_share=settings["distillation_share"],
@@ -188,9 +199,17 @@ def is_upper_bound(method: Method) -> bool:
     return any(pruners.is_teacher(name) for name in names)
 
 
-def run(family: Family, plan: Plan, prepared: Sequence[TaskData], accelerator: Accelerator) -> None:
-    """Does every run of the grid that has no record yet, and prints the summary."""
+def run(
+    family: Family, settings: dict[str, Any], prepared: Sequence[TaskData], accelerator: Accelerator
+) -> None:
+    """Does every run of the grid that has no record yet, and prints the summary.
+
+    Args:
+        settings: a runner's block, see `Plan.from_settings`.
+    """
+    plans = {data.task.name: Plan.from_settings(settings, data.task.name) for data in prepared}
     for data in prepared:
+        plan = plans[data.task.name]
         for seed in plan.seeds:
             TaskRun(family, plan, data, seed, accelerator).go()
         if accelerator.is_main_process:
@@ -348,7 +367,7 @@ class TaskRun:
         Args:
             kept_shares: see `schedules.at_random`.
         """
-        affects = self.affects_of(method) | {"kept_shares": list(kept_shares)}
+        affects = self.affects_of(method) | {"kept_shares": list(kept_shares), "timing": None}
         name = f"{self.data.task.name}-any-schedule-seed{self.seed}-{records.key_of(affects)}.pt"
         path = caches.CACHE / self.family.cache_folder / "models" / name
         if path.is_file():

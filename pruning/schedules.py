@@ -5,9 +5,16 @@ Of the tokens alive, layer l removes the share r_l before it runs: (1 - r_0) …
 
 import random
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
+
+# By the token-layers that they keep; how they were found stands in README, "Which tokens, and where".
+FOR_SIX_LAYERS = {
+    "half": [0, 0.5, 0, 0.5, 0, 0],
+    "third": [0, 0.7, 0, 0.5, 0, 0],
+    "fifth": [0.5, 0.5, 0.3, 0.3, 0, 0],
+}
 
 
 def alive(schedule: Sequence[float]) -> list[float]:
@@ -18,6 +25,29 @@ def alive(schedule: Sequence[float]) -> list[float]:
 def token_layers(schedule: Sequence[float]) -> float:
     """The share of all token-layers that is kept: the mean of `alive`."""
     return sum(alive(schedule)) / len(schedule)
+
+
+def resolve(schedule: str | Sequence[float], layers: int) -> list[float]:
+    """The list that a setting stands for: itself, or the default of that name for so many layers.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if not isinstance(schedule, str):
+        return list(schedule)
+    if schedule not in FOR_SIX_LAYERS:
+        names = ", ".join(FOR_SIX_LAYERS)
+        raise ValueError(
+            f"no schedule is called {schedule!r}: give one rate for each layer, or one of {names}"
+        )
+    return stretched(FOR_SIX_LAYERS[schedule], layers)
+
+
+def stretched(schedule: Sequence[float], layers: int) -> list[float]:
+    """The schedule that leaves as many tokens alive at the same depth of a BERT of so many layers."""
+    shares = alive(schedule)
+    wanted = [shares[layer * len(shares) // layers] for layer in range(layers)]
+    return [round(1 - now / before, 3) for before, now in pairwise([1.0, *wanted])]
 
 
 def draw(layers: int, share: float, rng: random.Random) -> list[float]:

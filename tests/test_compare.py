@@ -33,7 +33,7 @@ RULES = {
 SEARCH = {
     "task_names": ["sst-2", "sts-b"],
     "budgets": [0.01, 1e6],
-    "training_rows": {"sst-2": 14},
+    "training_rows": 14,
     "dense_epochs": 1,
     "pruned_epochs": 1,
     "batch_size": 8,

@@ -15,7 +15,7 @@ import PrepareGlue4Lstm
 import RunBert4Glue
 import RunLstm4Agnews
 import RunLstm4Glue
-from pruning import records, runs, training
+from pruning import pruners, records, runs, schedules, training
 from pruning.errors import UserError
 
 SMALL = {
@@ -65,9 +65,9 @@ def files(world, model):
 
 def test_bert_every_method_and_a_mixture(bert, full_world, capsys):
     mixed = ["head", "frequency", "ideal gradients student"]
-    bert(pruning_methods=[*RunBert4Glue.pruning_methods, mixed])
+    bert(pruning_methods=[*pruners.BERT_METHODS, mixed])
     made = found("BERT")
-    assert set(made) == {"dense", *RunBert4Glue.pruning_methods[:-1], "frequency + ideal gradients student"}
+    assert set(made) == {"dense", *pruners.BERT_METHODS, "frequency + ideal gradients student"}
     for method, record in made.items():
         split = record["splits"]["dev"]
         assert len(split["predictions"]) == 12
@@ -196,7 +196,7 @@ def test_labels_are_not_used_at_evaluation(bert, full_world, method):
 
 
 def test_lstm_every_method(lstm, full_world):
-    lstm(pruning_methods=RunLstm4Glue.pruning_methods, task_names=["sst-2", "mrpc", "sts-b"])
+    lstm(pruning_methods=list(pruners.LSTM_METHODS), task_names=["sst-2", "mrpc", "sts-b"])
     for task in ("sst-2", "mrpc", "sts-b"):
         made = found("LSTM", task=task)
         wanted = {"dense", "random", "head", "tail", "frequency", "lstm student"}
@@ -218,6 +218,7 @@ def test_agnews(full_world, monkeypatch):
     ("changes", "message"),
     [
         ({"pruning_schedule": [0, 0.5]}, r"2 rates, but this BERT has 3 layers.*top of RunBert4Glue\.py"),
+        ({"pruning_schedule": "harf"}, r"no schedule is called 'harf'.*half.*RunBert4Glue\.py"),
         ({"pruning_schedule": [0, 0, 1.1]}, r"layer 2: .*between 0 and 1.*RunBert4Glue\.py"),
         ({"pruning_methods": ["nose"]}, r"unknown pruning method 'nose'.*RunBert4Glue\.py"),
         ({"pruning_methods": [["head"]]}, "one for each of the 3 layers"),
@@ -235,7 +236,7 @@ def test_wrong_bert_settings_stop_before_any_training(bert, monkeypatch, changes
     ("changes", "message"),
     [
         ({"target_prune_rate": 1.5}, r"target_prune_rate in RunLstm4Glue\.py: .*between 0 and 1"),
-        ({"pruning_methods": ["ideal gradients"]}, "unknown pruning method 'ideal gradients'"),
+        ({"pruning_methods": ["column mean"]}, "unknown pruning method 'column mean'"),
         ({"task_names": []}, "empty"),
         ({"task_names": ["wnli"]}, r"Run: python PrepareGlue4Lstm\.py"),
     ],
@@ -369,8 +370,19 @@ def test_a_wrong_setting_ends_the_script_with_a_sentence_and_status_1(full_world
     assert "Traceback" not in done.stderr
 
 
-def test_defaults_are_for_bert_base_and_settings_stand_near_the_top():
-    assert len(RunBert4Glue.pruning_schedule) == 12
+@pytest.mark.parametrize("layers", [6, 12, 24, 3])
+@pytest.mark.parametrize(("name", "share"), [("half", 0.5), ("third", 1 / 3), ("fifth", 0.2)])
+def test_named_schedules_fit_any_number_of_layers(name, share, layers):
+    schedule = schedules.resolve(name, layers)
+    assert len(schedule) == layers and all(0 <= rate < 1 for rate in schedule)
+    assert abs(schedules.token_layers(schedule) - share) < (0.05 if layers >= 6 else 0.2)
+    assert schedules.token_layers(schedule) == pytest.approx(
+        schedules.token_layers(schedules.resolve(name, 6)), abs=1e-3 if layers >= 6 else 0.2
+    )
+
+
+def test_settings_stand_near_the_top():
+    assert RunBert4Glue.pruning_schedule in schedules.FOR_SIX_LAYERS
     for script, name in (
         ("RunBert4Glue", "pruning_schedule"),
         ("RunLstm4Glue", "target_prune_rate"),
