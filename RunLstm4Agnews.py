@@ -12,16 +12,16 @@ from pruning import lstm_runs, records, tasks
 # Settings
 target_prune_rate = 0.5  # share of each sentence's words that is removed, in [0, 1]
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency", and the
-# teachers, which are upper bounds: "ideal gradients", "lstm".
-pruning_methods = ["ideal gradients student", "lstm student", "random"]
+# teachers, which are upper bounds: "integrated gradients", "lstm".
+pruning_methods = ["integrated gradients student", "lstm student", "random"]
 seeds = [0]  # everything is run once for each
 training_rows = None  # rows drawn from the training set; None: all of them
-dense_epochs = 4
-pruned_epochs = 2  # of every pruned model, which starts as the dense one
+dense_epochs = 3
+pruned_epochs = 4  # of every pruned model, which starts as the dense one
 batch_size = 32
 learning_rate = 2e-3
 student_learning_rate = 2e-3  # of the students, which start from nothing
-distillation_share = 0.5  # of a pruned model's loss: the dense model's answers instead of the labels
+distillation_share = 0.7  # of a pruned model's loss: the dense model's answers instead of the labels
 ramp_share = 0.5  # of a pruned model's training, in which its rate rises from 0 to target_prune_rate
 evaluation_batch_size = 256
 timing_examples = 512  # of the dev set, at even distances

@@ -43,7 +43,13 @@ bert_settings = {
     "timing_passes": 2,
 }
 lstm_settings = {
-    "pruning_methods": [*deployable, "lstm student", "ideal gradients student", "lstm", "ideal gradients"],
+    "pruning_methods": [
+        *deployable,
+        "lstm student",
+        "integrated gradients student",
+        "lstm",
+        "integrated gradients",
+    ],
     "target_prune_rate": 0.5,
     "dense_epochs": 4,
     "pruned_epochs": 1,

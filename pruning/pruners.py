@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from pruning import selection
 
 BERT_TEACHERS = ("ideal emission rate", "ideal gradients")
-LSTM_TEACHERS = ("lstm", "ideal gradients")
+LSTM_TEACHERS = ("lstm", "integrated gradients")
+SHARPNESS = 3.0  # of the target that students learn from
 
 
 def methods_of(teachers: tuple[str, ...]) -> tuple[str, ...]:
@@ -272,19 +273,19 @@ class StudentPruner(nn.Module):
 def ranking_loss(scores: Tensor, teacher_scores: Tensor, mask: Tensor) -> Tensor:
     """ListNet's top-one loss (Cao et al., ICML 2007), averaged over the examples.
 
-    Cross-entropy between the softmax of the student's scores and that of the teacher's, less the
-    latter's entropy. A teacher's scores are positive and spread over orders of magnitude, so their
-    logarithms are taken and standardized within the example: what is learned is the ranking.
+    Cross-entropy between the softmax of the student's scores and a target, less the target's entropy. Of a
+    teacher's scores only the ranking counts, whatever their sign and spread: the target is the softmax of
+    the ranks, spread evenly to a standard deviation of SHARPNESS, so most weight lies on what is to stay.
 
     Args:
-        scores, teacher_scores: (B, T). The first may be of any sign, the second are not negative.
+        scores, teacher_scores: (B, T).
         mask: (B, T) bool, the tokens to rank.
     """
     counts = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    logs = teacher_scores.float().clamp(min=1e-30).log() * mask
-    centred = (logs - logs.sum(dim=1, keepdim=True) / counts) * mask
-    spread = (centred.square().sum(dim=1, keepdim=True) / counts).sqrt()
-    target = _masked_log_softmax(centred / spread.clamp(min=1e-6), mask)
+    order = teacher_scores.float().masked_fill(~mask, -torch.inf).argsort(dim=1, stable=True)
+    ranks = order.argsort(dim=1) - (mask.shape[1] - counts)  # 0 for the lowest score in the mask
+    spread_evenly = (2 * ranks + 1) / counts - 1  # in (-1, 1), standard deviation 1 / √3
+    target = _masked_log_softmax(SHARPNESS * 3**0.5 * spread_evenly, mask)
     student = _masked_log_softmax(scores.float(), mask)
     divergence = (target.exp() * (target - student) * mask).sum(dim=1)
     return divergence.mean()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pruning import pruners
+from pruning import lstm_runs, metrics, pruners
 from pruning.batches import Examples, Ragged
 from pruning.lstm import HIDDEN, PrunedLstmClassifier, pick_packing
 from pruning.lstm_runs import bag_of_words
@@ -102,7 +102,7 @@ def test_every_method_trains(batch, method):
     model = build(method, 0.5).train()
     scores = {"first": torch.rand(4, 20)} if pruners.teacher_of(method) else None
     output = model(**batch, labels=torch.tensor([0, 1, 2, 3]), teacher_scores=scores)
-    assert (output.pruning_loss is not None) == (method == "lstm student")
+    assert (output.pruning_loss is not None) == method.endswith(" student")
     loss = output.loss + (0 if output.pruning_loss is None else output.pruning_loss)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -208,3 +208,22 @@ def test_what_evaluation_derives_from_weights_is_never_stale(words, change):
     assert not torch.allclose(fast.logits, before)
     assert torch.equal(fast.kept[0], plain.kept[0])
     torch.testing.assert_close(fast.logits, plain.logits, atol=1e-5, rtol=0)
+
+
+def test_contributions_add_up_to_the_change_of_the_answer(monkeypatch):
+    """Completeness: with enough steps, they sum to the margin less the margin of no words at all."""
+    monkeypatch.setattr(lstm_runs, "IG_STEPS", 100)
+    torch.manual_seed(0)
+    model = PrunedLstmClassifier(50, 3, pair=True).eval()
+    mask = torch.arange(6) < torch.tensor([6, 3])[:, None]
+    ids = torch.randint(2, 50, (2, 6)) * mask
+    batch = {"ids": ids, "mask": mask, "second_ids": ids.flip(0), "second_mask": mask.flip(0)}
+    first, second = lstm_runs.contributions(model, batch)
+    assert (first[~mask] == 0).all() and (second[~mask.flip(0)] == 0).all()
+    with torch.no_grad():
+        logits = model(**batch).logits
+        answers = logits.argmax(dim=1)
+        there = metrics.answer_margin(logits, answers)
+        model.embedding.weight.zero_()
+        nothing = metrics.answer_margin(model(**batch).logits, answers)
+    torch.testing.assert_close(first.sum(1) + second.sum(1), there - nothing, atol=1e-3, rtol=1e-2)

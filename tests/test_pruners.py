@@ -49,11 +49,9 @@ def test_frequency_drops_the_commonest():
 
 
 def test_ranking_loss_is_least_for_the_teachers_own_ranking():
-    teacher = torch.tensor([[1e-9, 4.0, 0.5, 2.0, 77.0]])
+    teacher = torch.tensor([[-1e9, 4.0, -0.5, 2.0, 77.0]])
     mask = torch.tensor([[True, True, True, True, False]])
-    logs = teacher[:, :4].log()
-    own = (logs - logs.mean()) / logs.std(correction=0)
-    own = torch.nn.functional.pad(own, (0, 1), value=50.0)  # what stands at padding does not count
+    own = pruners.SHARPNESS * 3**0.5 * torch.tensor([[-0.75, 0.75, -0.25, 0.25, 50.0]])  # padding: no matter
     assert pruners.ranking_loss(own, teacher, mask) < 1e-6
     assert pruners.ranking_loss(own.flip(1), teacher, mask) > 0.1
     scores = torch.zeros(1, 5, requires_grad=True)
@@ -62,6 +60,14 @@ def test_ranking_loss_is_least_for_the_teachers_own_ranking():
         (gradient,) = torch.autograd.grad(loss, scores)
         scores = (scores - 5 * gradient).detach().requires_grad_()
     assert scores[0, :4].argsort().tolist() == teacher[0, :4].argsort().tolist()
+
+
+def test_the_ranking_alone_counts():
+    scores, teacher = torch.randn(3, 8), torch.randn(3, 8)
+    mask = torch.arange(8) < torch.tensor([8, 5, 2])[:, None]
+    first = pruners.ranking_loss(scores, teacher, mask)
+    assert torch.equal(first, pruners.ranking_loss(scores, (7 * teacher).exp(), mask))
+    assert first != pruners.ranking_loss(scores, -teacher, mask)
 
 
 def test_ranking_loss_of_one_token_or_equal_scores_is_finite():
