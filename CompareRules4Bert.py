@@ -216,14 +216,12 @@ def retrained(method: str) -> Callable[[TaskRun], dict[str, Any]]:
     """The model trained with its pruner, for all schedules at once."""
 
     def work(run: TaskRun) -> dict[str, Any]:
-        family = RunBert4Glue.BertFamily.for_any_schedule()
-        run = TaskRun(family, run.plan, run.data, run.seed, run.accelerator)
         rates_at = schedules.one_of(list(schedules_by_name.values()), ramp_share, run.seed)
         model, curve = run.train_pruned(method, rates_at)
         found = {}
         for name, schedule in schedules_by_name.items():
             model.set_schedule(schedule)
-            family.after_training(model, run.train_examples)  # a threshold belongs to a schedule
+            run.family.after_training(model, run.train_examples)  # a threshold belongs to a schedule
             found[name] = short(run.judge(model, run.data.splits["dev"]))
         return {"dev": found, "loss_curve": curve}
 
@@ -234,8 +232,9 @@ def one_schedule(schedule: list[float]) -> Callable[[TaskRun], dict[str, Any]]:
     """The model trained for one schedule in which no pruner has a choice."""
 
     def work(run: TaskRun) -> dict[str, Any]:
-        family = RunBert4Glue.BertFamily(schedule)
-        run = TaskRun(family, run.plan, run.data, run.seed, run.accelerator)
+        run.dense_logits()  # which the copy then has too
+        run = copy.copy(run)
+        run.family = RunBert4Glue.BertFamily(schedule)
         model, curve = run.train_pruned("head")
         return {"dev": {"": short(run.judge(model, run.data.splits["dev"]))}, "loss_curve": curve}
 
@@ -281,9 +280,8 @@ def short(found: dict[str, Any]) -> dict[str, Any]:
 # --- Tables ------------------------------------------------------------------------------------
 
 
-def mean_sd(values: list[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"
+def percent(values: list[float]) -> str:
+    return records.mean_sd(values, scale=100)
 
 
 def frozen_table(found: list[dict[str, Any]], kind: str, schedule: str) -> str:
@@ -299,7 +297,7 @@ def frozen_table(found: list[dict[str, Any]], kind: str, schedule: str) -> str:
         return statistics.mean(statistics.mean(by_rule[rule][task]) for task in tasks)
 
     order = sorted(by_rule, key=mean, reverse=True)
-    rows = [[rule, *(mean_sd(by_rule[rule][t]) for t in tasks), f"{100 * mean(rule):.1f}"] for rule in order]
+    rows = [[rule, *(percent(by_rule[rule][t]) for t in tasks), f"{100 * mean(rule):.1f}"] for rule in order]
     return records.markdown(["rule", *headings(tasks), "mean"], rows)
 
 
@@ -358,7 +356,7 @@ def retrained_table(collected: dict[tuple[str, str], Answers], labels: dict[str,
         kept = mean_metric(answers, "token_layers_kept")
         change = "" if answers is dense else interval(answers, dense, labels)
         mean = mean_metric(answers)
-        cells = [method, schedule, f"{kept:.0%}", *map(mean_sd, values), f"{100 * mean:.1f}", change]
+        cells = [method, schedule, f"{kept:.0%}", *map(percent, values), f"{100 * mean:.1f}", change]
         rows.append(((-round(kept, 1), -mean), cells))
     header = ["method", "schedule", "token-layers", *headings(tasks), "mean", "against the better dense"]
     return records.markdown(header, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
@@ -408,9 +406,8 @@ def plan_of(task: str) -> Plan:
 
 def task_runs(accelerator: Accelerator) -> list[TaskRun]:
     """Every seed of every task, all tasks of the first seed first."""
-    RunBert4Glue.task_names = task_names
     family = RunBert4Glue.BertFamily.for_any_schedule()
-    opened = RunBert4Glue.open_caches(family.config)
+    opened = RunBert4Glue.open_caches(family.config, task_names)
     return [
         TaskRun(family, plan_of(data.task.name), data, seed, accelerator) for seed in seeds for data in opened
     ]

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from tqdm import tqdm
-from transformers import BertForSequenceClassification
 
 import RunBert4Glue
 from pruning import batches, plots, records, runs, schedules, timing, training
@@ -59,6 +59,7 @@ timing_passes = 5
 STEP = 0.05  # rates are multiples of it
 LENGTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens, in the latency table
 FIRST = 0.4  # of the evaluations go to schedules drawn at random
+PARTS = ("ends", "layer", "last", "prune")  # of a model, each with its column in the table
 CORRECTIONS = 3  # how often a choice that the clock refuses is made again
 
 Schedule = tuple[float, ...]
@@ -117,26 +118,18 @@ class LatencyTable:
         ids = torch.full((rows, length), 5, device=device)
         mask = torch.ones(rows, length, dtype=torch.bool, device=device)
         states = torch.randn(rows, length, model.config.hidden_size, device=device)
-        pruner = next(iter(encoder.pruners.values()))
+        pruner, tokens = next(iter(encoder.pruners.values())), Tokens.start(states, mask, ids)
         lengths = [length] * rows
         return {
             "ends": lambda: model.classifier(model.bert.pooler(model.bert.embeddings(ids))),
             "layer": lambda: run_layers(encoder.layer[:1], states, mask, lengths, FastPaths(), False),
             "last": lambda: run_layers(encoder.layer[-1:], states, mask, lengths, FastPaths(), True),
-            "prune": lambda: Tokens.start(states, mask, ids).keep(
-                pruner(Tokens.start(states, mask, ids)), 0.5, True
-            ),
+            "prune": lambda: tokens.keep(pruner(tokens), 0.5, keep_first=True),
         }[part]
 
     def _look_up(self, part: str, length: float) -> float:
         """Seconds for one sentence, linear between the lengths of the table."""
-        column = self.table[part]
-        right = next((i for i, n in enumerate(self.grid) if n >= length), len(self.grid) - 1)
-        left = max(0, right - 1)
-        if left == right:
-            return column[0]
-        share = (length - self.grid[left]) / (self.grid[right] - self.grid[left])
-        return column[left] + share * (column[right] - column[left])
+        return float(np.interp(length, self.grid, self.table[part]))
 
     def seconds(self, schedule: Schedule) -> float:
         """Of all batches under a schedule."""
@@ -150,9 +143,6 @@ class LatencyTable:
                 sentence += self._look_up("last" if layer == len(schedule) - 1 else "layer", alive)
             total += rows * sentence
         return total
-
-
-PARTS = ("ends", "layer", "last", "prune")
 
 
 # --- The search --------------------------------------------------------------------------------
@@ -189,9 +179,7 @@ def front(points: Points) -> list[Schedule]:
     return found[::-1]
 
 
-def search(
-    searched: list[Searched], layers: int, count: int, seed: int
-) -> dict[Schedule, tuple[float, float]]:
+def search(searched: list[Searched], layers: int, count: int, seed: int) -> Points:
     """Judges `count` schedules on the held-out sentences of every task.
 
     Returns:
@@ -209,12 +197,9 @@ def search(
             else:
                 candidate = varied(front(points), rng)
         metric = statistics.mean(part.judge(candidate, part.held_out)[0] for part in searched)
-        points[candidate] = (metric, mean_speedup([part.speedup(candidate) for part in searched]))
+        speedup = statistics.geometric_mean(part.speedup(candidate) for part in searched)
+        points[candidate] = (metric, speedup)
     return points
-
-
-def mean_speedup(values: Sequence[float]) -> float:
-    return statistics.geometric_mean(values)
 
 
 def choose(points: Points, at_least: float) -> Schedule | None:
@@ -225,25 +210,17 @@ def choose(points: Points, at_least: float) -> Schedule | None:
 
 def clock(part: Searched, chosen: Sequence[Schedule]) -> list[float]:
     """Speed-ups of schedules against stock, all taking turns on the same sentences."""
-    models: dict[str, Any] = {"dense, stock": stock(part.run), "dense, ours": part.run.dense()}
+    models: dict[str, Any] = {
+        "dense, stock": RunBert4Glue.stock_copy(part.run.dense()),
+        "dense, ours": part.run.dense(),
+    }
     for schedule in chosen:
         models[str(schedule)] = copy.deepcopy(part.model)
         models[str(schedule)].set_schedule(list(schedule))
-    examples = timed(part.held_out)
     run = part.run
+    examples = runs.timing_subset(part.held_out, run.plan)
     found = runs.time_variants(models, examples, bert_batch, RunBert4Glue.flops_of, run.plan, run.accelerator)
     return [found[str(schedule)]["speedup"] for schedule in chosen]
-
-
-def stock(run: TaskRun) -> Any:
-    dense = run.dense()
-    return BertForSequenceClassification.from_pretrained(
-        None, config=dense.config, state_dict=dense.state_dict()
-    )
-
-
-def timed(examples: Examples) -> Examples:
-    return examples.take(torch.linspace(0, len(examples) - 1, min(timing_examples, len(examples))).long())
 
 
 # --- A run -------------------------------------------------------------------------------------
@@ -264,23 +241,22 @@ def plan_of(data: TaskData) -> Plan:
 
 def prepare(accelerator: Accelerator) -> list[Searched]:
     """Every task's models, from cache/ or trained, and its latency table."""
-    RunBert4Glue.task_names = task_names
     family = RunBert4Glue.BertFamily.for_any_schedule()
     found = []
-    for data in RunBert4Glue.open_caches(family.config):
+    for data in RunBert4Glue.open_caches(family.config, task_names):
         plan = plan_of(data)
         run = TaskRun(family, plan, data, plan.seeds[0], accelerator)
         model = run.any_schedule(pruning_method, kept_shares)
         held_out = batches.held_out(data.splits["train"], len(run.train_examples), held_out_rows)
-        examples = timed(held_out)
+        examples = runs.timing_subset(held_out, plan)
         in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
         lengths = [examples.lengths[rows].tolist() for rows in in_batches]
         latency = LatencyTable(model, lengths, accelerator.device)
-        stock_model = stock(run).to(accelerator.device).eval()
+        stock = RunBert4Glue.stock_copy(run.dense()).to(accelerator.device).eval()
         todo = [batches.to_device(bert_batch(examples, rows), accelerator.device) for rows in in_batches]
         with torch.inference_mode():
             passes = timing.interleaved(
-                {"stock": lambda m=stock_model, t=todo: [m(**b) for b in t]},
+                {"stock": lambda m=stock, t=todo: [m(**b) for b in t]},
                 accelerator.device,
                 timing_passes,
             )
@@ -300,7 +276,7 @@ def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Sc
             break
         measured = zip(*(clock(part, list(able.values())) for part in searched), strict=True)
         for (budget, schedule), speedups in zip(able.items(), measured, strict=True):
-            found[budget] = (schedule, mean_speedup(speedups))
+            found[budget] = (schedule, statistics.geometric_mean(speedups))
             asked[budget] *= max(1.0, budget / found[budget][1])
     return found
 

@@ -93,7 +93,7 @@ class LstmFamily(runs.Family):
         models = {"dense, padded to 128": dense, "dense, stock": dense, "dense, ours": dense}
         if pruned is not None:
             models["pruned"] = pruned
-        examples = runs.timing_subset(data, plan)
+        examples = runs.timing_subset(data.splits["dev"], plan)
         longest = max(part.lengths.max() for part in (examples.ids, examples.second_ids) if part is not None)
         sample = to_device(lstm_batch(examples, torch.arange(len(examples))), accelerator.device)
         for model in models.values():

@@ -113,7 +113,7 @@ def read_all(model: str) -> list[dict[str, Any]]:
 # --- The summary -----------------------------------------------------------------------------
 
 
-def _mean_sd(values: list[float], scale: float = 1.0, digits: int = 1, sign: str = "") -> str:
+def mean_sd(values: list[float], scale: float = 1.0, digits: int = 1, sign: str = "") -> str:
     mean = f"{scale * statistics.mean(values):{sign}.{digits}f}"
     if len(values) == 1:
         return mean
@@ -156,8 +156,8 @@ def summary_rows(found: list[dict[str, Any]]) -> list[list[str]]:
                     records[0]["pruning"],
                     str(len(records)),
                     metric,
-                    _mean_sd(values, 100),
-                    _mean_sd(changes, 100, sign="+") if changes else "",
+                    mean_sd(values, 100),
+                    mean_sd(changes, 100, sign="+") if changes else "",
                     "" if None in kept else f"{100 * statistics.mean(kept):.0f}%",
                     *_speed_cells(records, speeds),
                 ]

@@ -592,11 +592,10 @@ def open_cache(folder: str, task: Task, prepared_by: str) -> TaskData:
     return TaskData.from_cache(task, cache)
 
 
-def timing_subset(data: TaskData, plan: Plan) -> Examples:
-    """The fixed subset of the dev set that is timed: examples at even distances."""
-    dev = data.splits["dev"]
-    count = min(plan.timing_examples, len(dev))
-    return dev.take(torch.linspace(0, len(dev) - 1, count).long())
+def timing_subset(examples: Examples, plan: Plan) -> Examples:
+    """The fixed subset of a dev set that is timed: examples at even distances."""
+    count = min(plan.timing_examples, len(examples))
+    return examples.take(torch.linspace(0, len(examples) - 1, count).long())
 
 
 def time_variants(
