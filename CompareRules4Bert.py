@@ -55,11 +55,7 @@ student_rows = 2_000
 student_epochs = 5
 
 # Retrained: one training serves all of these schedules, each of its steps draws one.
-schedules_by_name = {
-    "half": [0, 0.5, 0, 0.5, 0, 0],
-    "third": [0, 0.7, 0, 0.5, 0, 0],
-    "fifth": [0.5, 0.5, 0.3, 0.3, 0, 0],
-}
+schedules_by_name = dict(schedules.FOR_SIX_LAYERS)
 retrained_methods = [
     "ideal gradients student",
     "ideal emission rate student",
@@ -249,9 +245,8 @@ def cut(layers: int) -> Callable[[TaskRun], dict[str, Any]]:
         config = copy.deepcopy(dense.config)
         config.num_hidden_layers = layers
         set_seed(run.seed)
-        model = PrunedBertForSequenceClassification.from_pretrained(
-            None, config=config, state_dict=dense.state_dict()
-        )
+        state = RunBert4Glue.own_copy(dense.state_dict())
+        model = PrunedBertForSequenceClassification.from_pretrained(None, config=config, state_dict=state)
         name = f"first {layers} layers"
         curve = run.train(model, run.plan.pruned, name, None, run.dense_logits())
         found = short(run.judge(model.eval(), run.data.splits["dev"]))

@@ -112,8 +112,9 @@ class BertFamily(runs.Family):
             config.pruning_schedule = self.schedule
             config.pruning_methods = method
             config.pruning_seed = seed
+        state = own_copy(start or self.weights)
         model, info = PrunedBertForSequenceClassification.from_pretrained(
-            None, config=config, state_dict=start or self.weights, output_loading_info=True
+            None, config=config, state_dict=state, output_loading_info=True
         )
         missing = [
             name for name in info["missing_keys"] if "classifier" not in name and "pruners" not in name
@@ -175,9 +176,14 @@ class BertFamily(runs.Family):
 
 def stock_copy(dense: Any) -> BertForSequenceClassification:
     """The same weights in transformers' own model, which speed-ups are against."""
-    return BertForSequenceClassification.from_pretrained(
-        None, config=dense.config, state_dict=dense.state_dict()
-    )
+    state = own_copy(dense.state_dict())
+    return BertForSequenceClassification.from_pretrained(None, config=dense.config, state_dict=state)
+
+
+def own_copy(state: State) -> State:
+    """`from_pretrained` makes the tensors it is handed the model's parameters, without copying them: a model
+    trained from another's would train that one too."""
+    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def read_weights(path) -> State:

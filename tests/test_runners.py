@@ -390,3 +390,23 @@ def test_settings_stand_near_the_top():
     ):
         lines = (ROOT / f"{script}.py").read_text().split("\n")
         assert any(line.startswith(f"{name} =") for line in lines[:70])
+
+
+def test_training_a_model_leaves_the_one_it_started_from_alone(bert, full_world, monkeypatch):
+    """And the pre-trained weights, which every task and seed starts from."""
+    monkeypatch.setattr(RunBert4Glue, "task_names", ["sst-2"])
+    family = RunBert4Glue.BertFamily([0, 0.5, 0.5])
+    settings = records.settings_block(vars(RunBert4Glue)) | BERT
+    [data] = RunBert4Glue.open_caches(family.config, ["sst-2"])
+    plan = runs.Plan.from_settings(settings, "sst-2")
+    run = runs.TaskRun(family, plan, data, 0, training.pick_device())
+    pretrained = {name: tensor.clone() for name, tensor in family.weights.items()}
+    dense = run.dense()
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    run.train_pruned("head")
+    stock = RunBert4Glue.stock_copy(dense)
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
+    assert all(torch.equal(tensor, pretrained[name]) for name, tensor in family.weights.items())
