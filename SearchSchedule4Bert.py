@@ -13,7 +13,7 @@ import copy
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from pruning.errors import UserError
 from pruning.layers import FastPaths, run_layers
 from pruning.pruners import Tokens
 from pruning.runs import Plan, TaskData, TaskRun
+from pruning.teachers import Batch
 
 # ----------------------------------------------------------------------------------------------
 # Settings
@@ -102,6 +103,7 @@ class LatencyTable:
 
     def __init__(self, model: Any, lengths: Sequence[Sequence[int]], device: torch.device):
         """lengths: of the sentences of each batch that is to be timed."""
+        self.scale, self.layers = 1.0, model.config.num_hidden_layers
         self.batches = [(len(batch), sum(batch) / len(batch)) for batch in lengths]
         longest = max(max(batch) for batch in lengths)
         self.grid = [n for n in LENGTHS if n < longest] + [longest]
@@ -131,6 +133,10 @@ class LatencyTable:
         """Seconds for one sentence, linear between the lengths of the table."""
         return float(np.interp(length, self.grid, self.table[part]))
 
+    def scale_to(self, dense_seconds: float) -> None:
+        """Makes the table right for the whole model without pruning: parts alone are timed hot."""
+        self.scale *= dense_seconds / self.seconds((0.0,) * self.layers)
+
     def seconds(self, schedule: Schedule) -> float:
         """Of all batches under a schedule."""
         total = 0.0
@@ -142,7 +148,7 @@ class LatencyTable:
                     alive = max(1.0, alive * (1 - rate))
                 sentence += self._look_up("last" if layer == len(schedule) - 1 else "layer", alive)
             total += rows * sentence
-        return total
+        return self.scale * total
 
 
 # --- The search --------------------------------------------------------------------------------
@@ -252,16 +258,18 @@ def prepare(accelerator: Accelerator) -> list[Searched]:
         in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
         lengths = [examples.lengths[rows].tolist() for rows in in_batches]
         latency = LatencyTable(model, lengths, accelerator.device)
-        stock = RunBert4Glue.stock_copy(run.dense()).to(accelerator.device).eval()
+        whole = {"stock": RunBert4Glue.stock_copy(run.dense()), "ours": run.dense()}
         todo = [batches.to_device(bert_batch(examples, rows), accelerator.device) for rows in in_batches]
+        go = {name: runner(m.to(accelerator.device).eval(), todo) for name, m in whole.items()}
         with torch.inference_mode():
-            passes = timing.interleaved(
-                {"stock": lambda m=stock, t=todo: [m(**b) for b in t]},
-                accelerator.device,
-                timing_passes,
-            )
+            passes = timing.interleaved(go, accelerator.device, timing_passes)
+        latency.scale_to(statistics.median(passes["ours"]))
         found.append(Searched(run, model, held_out, latency, statistics.median(passes["stock"])))
     return found
+
+
+def runner(model: Any, todo: list[Batch]) -> Callable[[], Any]:
+    return lambda: [model(**batch) for batch in todo]
 
 
 def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Schedule, float]]:
