@@ -122,14 +122,16 @@ def subset(examples: Examples, count: int | None, seed: int = 0) -> Examples:
     """`count` rows drawn without replacement, the same for the same seed; all of them for None."""
     if count is None or count >= len(examples):
         return examples
-    generator = torch.Generator().manual_seed(seed)
-    return examples.take(torch.randperm(len(examples), generator=generator)[:count])
+    return examples.take(_shuffled(examples, seed)[:count])
 
 
 def held_out(examples: Examples, used: int, count: int, seed: int = 0) -> Examples:
     """At most `count` of the rows that `subset` leaves when it draws `used`."""
-    generator = torch.Generator().manual_seed(seed)
-    return examples.take(torch.randperm(len(examples), generator=generator)[used : used + count])
+    return examples.take(_shuffled(examples, seed)[used : used + count])
+
+
+def _shuffled(examples: Examples, seed: int) -> Tensor:
+    return torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
 
 
 def sorted_batches(lengths: Tensor, size: int) -> list[Tensor]:

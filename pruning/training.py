@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from pruning import batches
+from pruning import batches, schedules
 from pruning.batches import Examples, Ragged
 from pruning.metrics import distillation_loss
 from pruning.teachers import Place
@@ -151,6 +151,7 @@ def train(
     optimizer = build_optimizer(model, schedule)
     scheduler = get_linear_schedule_with_warmup(optimizer, int(schedule.warmup_share * steps), steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    rates_at = rates_at or schedules.one_of([model.schedule], schedule.ramp_share, seed)
     curve: list[tuple[int, float]] = []
     since: list[Tensor] = []
     memory = Memory()
@@ -177,8 +178,7 @@ def train(
     wrapped.train()
     bar = tqdm(total=steps, desc=name, disable=not accelerator.is_main_process)
     for step, rows in enumerate(todo[:steps], start=1):
-        rise = min(1.0, step / max(1.0, schedule.ramp_share * steps))
-        model.set_training_rates(rates_at(step / steps) if rates_at else [rise * r for r in model.schedule])
+        model.set_training_rates(rates_at(step / steps))
         while True:
             optimizer.zero_grad(set_to_none=True)
             try:
