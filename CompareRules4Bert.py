@@ -58,7 +58,7 @@ student_epochs = 5
 schedules_by_name = dict(schedules.FOR_SIX_LAYERS)
 retrained_methods = [
     "ideal gradients student",
-    "ideal emission rate student",
+    "attention rollout student",
     "column mean",
     "column mean threshold",
     "random",
@@ -411,7 +411,7 @@ def task_runs(accelerator: Accelerator) -> list[TaskRun]:
 def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    accelerator = training.pick_device()
+    accelerator = training.pick_device(in_several_processes=False)
     todo = task_runs(accelerator)
     for run in todo:
         for piece in pieces():

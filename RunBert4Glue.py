@@ -51,8 +51,9 @@ pruning_schedule = "half"
 # pruning_schedule = [0, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0, 0]  # the 2020 manual's, for 12 layers
 
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency",
-# "ideal emission rate student", "column mean", "column mean threshold", and the teachers, which are upper
-# bounds: "ideal gradients", "ideal emission rate". An entry may also be a list with one for each layer.
+# "ideal emission rate student", "attention rollout student", "column mean", "column mean threshold", and the
+# teachers, which are upper bounds: "ideal gradients", "ideal emission rate", "attention rollout". An entry
+# may also be a list with one for each layer.
 pruning_methods = ["ideal gradients student", "random"]
 task_names = ["cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli"]
 seeds = [0]  # everything is run once for each

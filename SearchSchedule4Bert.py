@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from torch import nn
 from tqdm import tqdm
 
 import RunBert4Glue
@@ -73,6 +74,7 @@ class Searched:
 
     run: TaskRun
     model: Any
+    stock: nn.Module
     held_out: Examples
     latency: "LatencyTable"
     stock_seconds: float
@@ -217,7 +219,7 @@ def choose(points: Points, at_least: float) -> Schedule | None:
 def clock(part: Searched, chosen: Sequence[Schedule]) -> list[float]:
     """Speed-ups of schedules against stock, all taking turns on the same sentences."""
     models: dict[str, Any] = {
-        "dense, stock": RunBert4Glue.stock_copy(part.run.dense()),
+        "dense, stock": part.stock,
         "dense, ours": part.run.dense(),
     }
     for schedule in chosen:
@@ -258,13 +260,14 @@ def prepare(accelerator: Accelerator) -> list[Searched]:
         in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
         lengths = [examples.lengths[rows].tolist() for rows in in_batches]
         latency = LatencyTable(model, lengths, accelerator.device)
-        whole = {"stock": RunBert4Glue.stock_copy(run.dense()), "ours": run.dense()}
+        stock = RunBert4Glue.stock_copy(run.dense())
+        whole = {"stock": stock, "ours": run.dense()}
         todo = [batches.to_device(bert_batch(examples, rows), accelerator.device) for rows in in_batches]
         go = {name: runner(m.to(accelerator.device).eval(), todo) for name, m in whole.items()}
         with torch.inference_mode():
             passes = timing.interleaved(go, accelerator.device, timing_passes)
         latency.scale_to(statistics.median(passes["ours"]))
-        found.append(Searched(run, model, held_out, latency, statistics.median(passes["stock"])))
+        found.append(Searched(run, model, stock, held_out, latency, statistics.median(passes["stock"])))
     return found
 
 
@@ -289,15 +292,11 @@ def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Sc
     return found
 
 
-def report(searched: list[Searched], points: Points, found: dict[float, Any]) -> None:
-    """Asks the dev set, prints what to paste, writes the record and the picture."""
-    dense = {part.run.data.task.name: part.judge(None, part.dev)[0] for part in searched}
-    held = statistics.mean(part.judge(None, part.held_out)[0] for part in searched)
+def judged(searched: list[Searched], points: Points, found: dict[float, Any]) -> list[dict[str, Any]]:
+    """What there is to say of every budget's schedule; the dev sets are asked here, once."""
     rows = []
     for budget, (schedule, speedup) in found.items():
         by_task = {part.run.data.task.name: part.judge(schedule, part.dev) for part in searched}
-        metric = statistics.mean(value for value, _ in by_task.values())
-        kept = statistics.mean(share for _, share in by_task.values())
         rows.append(
             {
                 "budget": budget,
@@ -305,14 +304,19 @@ def report(searched: list[Searched], points: Points, found: dict[float, Any]) ->
                 "speedup": speedup,
                 "speedup_by_table": points[schedule][1],
                 "held_out": points[schedule][0],
-                "dev": metric,
+                "dev": statistics.mean(value for value, _ in by_task.values()),
                 "dev_by_task": {task: value for task, (value, _) in by_task.items()},
-                "token_layers_kept": kept,
+                "token_layers_kept": statistics.mean(share for _, share in by_task.values()),
             }
         )
-    mean_dense = statistics.mean(dense.values())
+    return rows
+
+
+def table_of(rows: list[dict[str, Any]], dense: dict[str, float], held: float) -> str:
+    """`judged` in Markdown, the dense model first."""
     header = ["at least", "measured", "by the table", "token-layers", "held out", "dev", "pruning_schedule"]
-    table = [["", "× 1 (stock)", "", "100%", f"{100 * held:.1f}", f"{100 * mean_dense:.1f}", "dense"]]
+    mean = statistics.mean(dense.values())
+    table = [["", "× 1 (stock)", "", "100%", f"{100 * held:.1f}", f"{100 * mean:.1f}", "dense"]]
     for row in rows:
         short = "" if row["speedup"] >= row["budget"] else " (not reached)"
         table.append(
@@ -326,27 +330,33 @@ def report(searched: list[Searched], points: Points, found: dict[float, Any]) ->
                 str([int(rate) if rate == int(rate) else rate for rate in row["schedule"]]),
             ]
         )
-    text = records.markdown(header, table)
+    return records.markdown(header, table)
+
+
+def report(searched: list[Searched], points: Points, found: dict[float, Any]) -> None:
+    """Prints what to paste, writes the record and the picture."""
+    dense = {part.run.data.task.name: part.judge(None, part.dev)[0] for part in searched}
+    held = statistics.mean(part.judge(None, part.held_out)[0] for part in searched)
+    rows = judged(searched, points, found)
+    text = table_of(rows, dense, held)
     print(f"\n{text}\n")
     print("Metrics × 100, the mean of the tasks. Paste a list into pruning_schedule of RunBert4Glue.py.")
     settings = records.settings_block(globals())
     name = "-".join([*task_names, records.key_of(settings)])
     path = records.RECORDS / "search" / f"{name}.json"
-    records.write(
-        path,
-        {
-            "settings": settings,
-            "device": training.device_name(searched[0].run.accelerator.device),
-            "processor": records.processor(),
-            "environment": records.environment(),
-            "dense": dense,
-            "dense_held_out": held,
-            "chosen": rows,
-            "front": [list(schedule) for schedule in front(points)],
-            "points": [[list(schedule), *point] for schedule, point in points.items()],
-            "latency": {p.run.data.task.name: [p.latency.grid, p.latency.table] for p in searched},
-        },
-    )
+    record = {
+        "settings": settings,
+        "device": training.device_name(searched[0].run.accelerator.device),
+        "processor": records.processor(),
+        "environment": records.environment(),
+        "dense": dense,
+        "dense_held_out": held,
+        "chosen": rows,
+        "front": [list(schedule) for schedule in front(points)],
+        "points": [[list(schedule), *point] for schedule, point in points.items()],
+        "latency": {p.run.data.task.name: [p.latency.grid, p.latency.table] for p in searched},
+    }
+    records.write(path, record)
     records.write_text(path.with_suffix(".md"), text + "\n")
     chosen = [(row["schedule"], row["speedup"], row["held_out"]) for row in rows]
     on_front = [points[schedule] for schedule in front(points)]
@@ -359,7 +369,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     if not budgets or min(budgets) <= 0:
         raise UserError(f"budgets in SearchSchedule4Bert.py: {budgets}; name at least one, greater than 0")
-    searched = prepare(training.pick_device())
+    searched = prepare(training.pick_device(in_several_processes=False))
     points = search(searched, searched[0].run.family.layers, evaluations, seeds[0])
     report(searched, points, choose_all(searched, points))
 

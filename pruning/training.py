@@ -19,6 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from pruning import batches, schedules
 from pruning.batches import Examples, Ragged
+from pruning.errors import UserError
 from pruning.metrics import distillation_loss
 from pruning.teachers import Place
 
@@ -81,10 +82,15 @@ class Memory:
         tqdm.write(message)
 
 
-def pick_device() -> Accelerator:
-    """GPU if there, else Apple's, else the CPU; bf16 where the device computes in it. Says why."""
+def pick_device(in_several_processes: bool = True) -> Accelerator:
+    """GPU if there, else Apple's, else the CPU; bf16 where the device computes in it. Says why.
+
+    Raises UserError if there are several and the script is not made for that.
+    """
     precision, why = best_precision()
     accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.num_processes > 1 and not in_several_processes:
+        raise UserError("this script runs in one process: start it with python, not with accelerate launch")
     if accelerator.is_main_process:
         name = device_name(accelerator.device)
         processes = accelerator.num_processes

@@ -7,12 +7,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import build
 
 import CompareRules4Bert
 import PrepareGlue4Bert
 import SearchSchedule4Bert
-from pruning import metrics, schedules, teachers
+from pruning import metrics, schedules, teachers, training
+from pruning.errors import UserError
 from pruning.tasks import GLUE
 
 RULES = {
@@ -89,6 +91,14 @@ def test_the_search_prints_lists_to_paste(full_world, monkeypatch, capsys):
     for _, metric, speedup in front:
         assert not any(m > metric and s > speedup for _, m, s in record["points"])
     assert next((full_world / "records/search").glob("*.png")).stat().st_size > 10_000
+
+
+def test_random_schedules_are_for_one_process(monkeypatch):
+    """A step in which a student's layer does not prune gives it no gradient, which several processes
+    would wait for."""
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(UserError, match="one process"):
+        training.pick_device(in_several_processes=False)
 
 
 def test_the_front_has_what_nothing_beats():
