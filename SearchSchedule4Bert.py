@@ -105,7 +105,7 @@ class LatencyTable:
 
     def __init__(self, model: Any, lengths: Sequence[Sequence[int]], device: torch.device):
         """lengths: of the sentences of each batch that is to be timed."""
-        self.scale, self.layers = 1.0, model.config.num_hidden_layers
+        self.layers = model.config.num_hidden_layers
         self.batches = [(len(batch), sum(batch) / len(batch)) for batch in lengths]
         longest = max(max(batch) for batch in lengths)
         self.grid = [n for n in LENGTHS if n < longest] + [longest]
@@ -137,7 +137,8 @@ class LatencyTable:
 
     def scale_to(self, dense_seconds: float) -> None:
         """Makes the table right for the whole model without pruning: parts alone are timed hot."""
-        self.scale *= dense_seconds / self.seconds((0.0,) * self.layers)
+        factor = dense_seconds / self.seconds((0.0,) * self.layers)
+        self.table = {part: [factor * seconds for seconds in column] for part, column in self.table.items()}
 
     def seconds(self, schedule: Schedule) -> float:
         """Of all batches under a schedule."""
@@ -150,7 +151,7 @@ class LatencyTable:
                     alive = max(1.0, alive * (1 - rate))
                 sentence += self._look_up("last" if layer == len(schedule) - 1 else "layer", alive)
             total += rows * sentence
-        return self.scale * total
+        return total
 
 
 # --- The search --------------------------------------------------------------------------------

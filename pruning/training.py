@@ -85,7 +85,7 @@ class Memory:
 def pick_device(in_several_processes: bool = True) -> Accelerator:
     """GPU if there, else Apple's, else the CPU; bf16 where the device computes in it. Says why.
 
-    Raises UserError if there are several and the script is not made for that.
+    Raises UserError if it runs in several processes and may not.
     """
     precision, why = best_precision()
     accelerator = Accelerator(mixed_precision=precision)
