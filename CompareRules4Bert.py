@@ -55,7 +55,7 @@ student_rows = 2_000
 student_epochs = 5
 
 # Retrained: one training serves all of these schedules, each of its steps draws one.
-schedules_by_name = dict(schedules.FOR_SIX_LAYERS)
+schedules_by_name = schedules.FOR_SIX_LAYERS  # name → kind of example → schedule
 retrained_methods = [
     "ideal gradients student",
     "attention rollout student",
@@ -103,6 +103,7 @@ class Piece:
             "key": records.key_of(affects),
             "affects": affects,
             "device": training.device_name(run.accelerator.device),
+            "precision": training.precision_name(run.accelerator),
             "environment": records.environment(),
             "wall_seconds": round(time.time() - started, 1),
             **found,
@@ -193,7 +194,7 @@ def judge(
     students: dict[int, StudentPruner] | None = None,
 ) -> tuple[float, float]:
     """The frozen dense model, pruned: its metric and the token-layers kept."""
-    family = RunBert4Glue.BertFamily(schedule)
+    family = run.family.pruned_by(schedule, run.data.task)
     model: Any = family.build(run.data, method, run.seed, run.dense().state_dict())
     for layer, student in (students or {}).items():
         model.bert.encoder.pruners[str(layer)] = copy.deepcopy(student)
@@ -212,10 +213,11 @@ def retrained(method: str) -> Callable[[TaskRun], dict[str, Any]]:
     """The model trained with its pruner, for all schedules at once."""
 
     def work(run: TaskRun) -> dict[str, Any]:
-        rates_at = schedules.one_of(list(schedules_by_name.values()), ramp_share, run.seed)
+        asked = {name: by_kind[run.data.task.kind] for name, by_kind in schedules_by_name.items()}
+        rates_at = schedules.one_of(list(asked.values()), ramp_share, run.seed)
         model, curve = run.train_pruned(method, rates_at)
         found = {}
-        for name, schedule in schedules_by_name.items():
+        for name, schedule in asked.items():
             model.set_schedule(schedule)
             run.family.after_training(model, run.train_examples)  # a threshold belongs to a schedule
             found[name] = short(run.judge(model, run.data.splits["dev"]))
@@ -230,7 +232,7 @@ def one_schedule(schedule: list[float]) -> Callable[[TaskRun], dict[str, Any]]:
     def work(run: TaskRun) -> dict[str, Any]:
         run.dense_logits()  # which the copy then has too
         run = copy.copy(run)
-        run.family = RunBert4Glue.BertFamily(schedule)
+        run.family = run.family.pruned_by(schedule, run.data.task)
         model, curve = run.train_pruned("head")
         return {"dev": {"": short(run.judge(model, run.data.splits["dev"]))}, "loss_curve": curve}
 
@@ -401,7 +403,7 @@ def plan_of(task: str) -> Plan:
 
 def task_runs(accelerator: Accelerator) -> list[TaskRun]:
     """Every seed of every task, all tasks of the first seed first."""
-    family = RunBert4Glue.BertFamily.for_any_schedule()
+    family = RunBert4Glue.BertFamily()
     opened = RunBert4Glue.open_caches(family.config, task_names)
     return [
         TaskRun(family, plan_of(data.task.name), data, seed, accelerator) for seed in seeds for data in opened

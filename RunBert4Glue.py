@@ -7,6 +7,7 @@ Change what is between the two rulers below, and run it again: finished runs are
 changes is run anew, older records stay. With several GPUs: accelerate launch RunBert4Glue.py
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ from pruning.teachers import Batch, Place
 
 # One pruning rate for each layer of the BERT in bert/, in [0, 1]: the share of the tokens still alive
 # that is thrown away before that layer. 0 builds no pruner there. Or "half", "third", "fifth": the list
-# that keeps so much of the work, for any number of layers.
+# that keeps so much of the work, for any number of layers. May differ by task: {"cola": "half", …}.
 pruning_schedule = "half"
 # pruning_schedule = [0, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0, 0]  # the 2020 manual's, for 12 layers
 
@@ -83,17 +84,14 @@ class BertFamily(runs.Family):
     cache_folder = "bert"
     make_batch = staticmethod(bert_batch)
 
-    def __init__(self, schedule: str | Sequence[float]) -> None:
-        """Raises UserError for a schedule that does not fit the BERT in bert/, or if there is none."""
+    def __init__(self) -> None:
+        """With a pruner before every layer; see `runs.TaskRun.any_schedule`. Raises UserError if there is no
+        BERT in bert/."""
         self.config_file = bert_folder.config_path()
         weights = bert_folder.weights_path()
         self.config = PrunedBertConfig.from_json_file(self.config_file)
         self.layers = self.config.num_hidden_layers
-        try:
-            self.schedule = schedules.resolve(schedule, self.layers)
-            check_schedule(self.schedule, self.layers)
-        except ValueError as error:
-            raise UserError(f"{error}. {EDIT}") from None
+        self.schedule = [0.5] * self.layers
         self.weights = read_weights(weights)
         self.weights_from = str(weights)
         self.affects = {
@@ -101,10 +99,15 @@ class BertFamily(runs.Family):
             "config": caches.fingerprint(self.config_file),
         }
 
-    @classmethod
-    def for_any_schedule(cls) -> "BertFamily":
-        """With a pruner before every layer; see `runs.TaskRun.any_schedule`."""
-        return cls([0.5] * PrunedBertConfig.from_json_file(bert_folder.config_path()).num_hidden_layers)
+    def pruned_by(self, schedule: str | Sequence[float], task: tasks.Task) -> "BertFamily":
+        """The same BERT with a schedule. Raises UserError if it does not fit."""
+        family = copy.copy(self)
+        try:
+            family.schedule = schedules.resolve(schedule, self.layers, task.kind)
+            check_schedule(family.schedule, self.layers)
+        except ValueError as error:
+            raise UserError(f"{error}. {EDIT}") from None
+        return family
 
     def build(self, data: TaskData, method: Method | None, seed: int, start: State | None) -> nn.Module:
         config = PrunedBertConfig.from_json_file(self.config_file)
@@ -250,16 +253,21 @@ def open_caches(config: PrunedBertConfig, task_names: Sequence[str]) -> list[Tas
 def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    family = BertFamily(pruning_schedule)
-    check_settings(family.layers)
-    prepared = open_caches(family.config, task_names)
+    settings = records.settings_block(globals())
+    bert = BertFamily()
+    check_settings(bert.layers)
+    families = [
+        bert.pruned_by(runs.of_task(settings, "pruning_schedule", name), tasks.GLUE[name])
+        for name in task_names
+    ]
+    prepared = list(zip(families, open_caches(bert.config, task_names), strict=True))
     accelerator = training.pick_device()
     if accelerator.is_main_process:
-        shape = f"{family.layers} layers of {family.config.hidden_size}"
-        kept = f"{schedules.token_layers(family.schedule):.0%} of the token-layers"
-        print(f"BERT: {shape}, weights from {family.weights_from}")
-        print(f"Schedule: {family.schedule}, which keeps {kept}")
-    runs.run(family, records.settings_block(globals()), prepared, accelerator)
+        print(f"BERT: {bert.layers} layers of {bert.config.hidden_size}, weights from {bert.weights_from}")
+        for family, data in prepared:
+            kept = f"{schedules.token_layers(family.schedule):.0%} of the token-layers"
+            print(f"Schedule of {data.task.name}: {family.schedule}, which keeps {kept}")
+    runs.run(settings, prepared, accelerator)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 Run it without parameters, after PrepareGlue4Bert.py. For each task one model is fine-tuned once over random
 schedules, so that it serves any of them. Sentences held out from its training set then judge a few hundred
-schedules, an evolutionary search proposing the next ones; how long a schedule takes is read from a table of
-seconds by layer and length, and the schedules chosen are timed. The dev set is asked once, at the end.
+schedules: the plain shapes first, then random ones, then an evolutionary search proposes the next. How long a
+schedule takes is read from a table of seconds by layer and length, and the schedules chosen for a speed are
+timed. The dev set is asked once, at the end.
 Change what is between the two rulers below; what was trained before is taken from cache/.
 """
 
@@ -13,9 +14,9 @@ import copy
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,13 +32,13 @@ from pruning.errors import UserError
 from pruning.layers import FastPaths, run_layers
 from pruning.pruners import Tokens
 from pruning.runs import Plan, TaskData, TaskRun
-from pruning.teachers import Batch
 
 # ----------------------------------------------------------------------------------------------
 # Settings
 
 # How many times as fast as stock transformers (length-sorted, padded per batch) the model has to be.
 budgets = [1.5, 2, 2.5, 3.5]
+kept_budgets = {"half": 0.5, "third": 0.34, "fifth": 0.2}  # and at most this share of the token-layers
 task_names = ["sst-2"]  # one schedule is sought that serves all of them; any that RunBert4Glue knows
 pruning_method = "ideal gradients student"
 seeds = [0]  # the first one
@@ -60,12 +61,23 @@ timing_passes = 5
 
 STEP = 0.05  # rates are multiples of it
 LENGTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens, in the latency table
-FIRST = 0.4  # of the evaluations go to schedules drawn at random
+FIRST = 0.4  # of the evaluations go to plain shapes, and to schedules drawn at random
+SHAPED = 5  # schedules of each plain shape
 PARTS = ("ends", "layer", "last", "prune")  # of a model, each with its column in the table
 CORRECTIONS = 3  # how often a choice that the clock refuses is made again
 
 Schedule = tuple[float, ...]
-Points = dict[Schedule, tuple[float, float]]  # metric and speed-up
+
+
+class Point(NamedTuple):
+    """What the held-out sentences say of a schedule: means over the tasks."""
+
+    metric: float
+    speedup: float  # against stock, by the table
+    kept: float  # share of the token-layers
+
+
+Points = dict[Schedule, Point]
 
 
 @dataclass
@@ -103,15 +115,16 @@ class LatencyTable:
     """Seconds of one layer, of the last one (which owes [CLS] alone) and of pruning, by tokens of a
     sentence, in batches of `rows`; of a batch of mixed lengths the mean length counts."""
 
-    def __init__(self, model: Any, lengths: Sequence[Sequence[int]], device: torch.device):
+    def __init__(self, model: Any, lengths: Sequence[Sequence[int]], accelerator: Accelerator):
         """lengths: of the sentences of each batch that is to be timed."""
         self.layers = model.config.num_hidden_layers
         self.batches = [(len(batch), sum(batch) / len(batch)) for batch in lengths]
         longest = max(max(batch) for batch in lengths)
         self.grid = [n for n in LENGTHS if n < longest] + [longest]
         rows = max(len(batch) for batch in lengths)
+        device = accelerator.device
         runs_of = {(part, n): self._runner(model, part, rows, n, device) for part in PARTS for n in self.grid}
-        with torch.inference_mode():
+        with torch.inference_mode(), accelerator.autocast():
             seconds = timing.interleaved(runs_of, device, passes=5)  # type: ignore[type-var]
         per_row = {key: statistics.median(times) / rows for key, times in seconds.items()}
         self.table = {part: [per_row[part, n] for n in self.grid] for part in PARTS}
@@ -175,46 +188,55 @@ def varied(parents: list[Schedule], rng: random.Random) -> Schedule:
 
 
 def front(points: Points) -> list[Schedule]:
-    """The schedules that no other one beats in both metric and speed-up, slowest first.
-
-    Args:
-        points: schedule → (metric, speed-up).
-    """
+    """The schedules that no other one beats in both metric and speed-up, slowest first."""
     best, found = -math.inf, []
-    for schedule, (metric, _) in sorted(points.items(), key=lambda p: (p[1][1], p[1][0]), reverse=True):
-        if metric > best:
-            best = metric
+    by_speed = sorted(points.items(), key=lambda item: (item[1].speedup, item[1].metric), reverse=True)
+    for schedule, point in by_speed:
+        if point.metric > best:
+            best = point.metric
             found.append(schedule)
     return found[::-1]
 
 
-def search(searched: list[Searched], layers: int, count: int, seed: int) -> Points:
-    """Judges `count` schedules on the held-out sentences of every task.
+def plain(layers: int) -> list[Schedule]:
+    """Schedules that anyone would try: the same rate everywhere, everywhere but before the first layer or
+    the first two, and once only, before the first layer."""
+    once = [1] + [0] * (layers - 1)
+    shapes = [once, *([0] * late + [1] * (layers - late) for late in range(min(3, layers)))]
+    low, high = kept_shares
+    shares = [low + (high - low) * i / (SHAPED - 1) for i in range(SHAPED)]
+    return [rounded(schedules.shaped(shape, share)) for share in shares for shape in shapes]
 
-    Returns:
-        schedule → (mean of the tasks' metrics, geometric mean of their speed-ups by the table).
-    """
+
+def search(searched: list[Searched], layers: int, count: int, seed: int) -> Points:
+    """Judges `count` schedules on the held-out sentences of every task."""
     rng = random.Random(seed)
     points: Points = {}
     first = round(FIRST * count)
+    starts = plain(layers)
     for i in tqdm(range(count), desc="schedules"):
         candidate: Schedule | None = None
         while candidate is None or candidate in points:
-            if i < first:
-                share = kept_shares[0] + (kept_shares[1] - kept_shares[0]) * i / first
+            if i < first and starts:
+                candidate = starts.pop(0)
+            elif i < first:
+                share = rng.uniform(*kept_shares)
                 candidate = rounded(schedules.draw(layers, share, rng))
             else:
                 candidate = varied(front(points), rng)
-        metric = statistics.mean(part.judge(candidate, part.held_out)[0] for part in searched)
-        speedup = statistics.geometric_mean(part.speedup(candidate) for part in searched)
-        points[candidate] = (metric, speedup)
+        answers = [part.judge(candidate, part.held_out) for part in searched]
+        points[candidate] = Point(
+            metric=statistics.mean(metric for metric, _ in answers),
+            speedup=statistics.geometric_mean(part.speedup(candidate) for part in searched),
+            kept=statistics.mean(kept for _, kept in answers),
+        )
     return points
 
 
-def choose(points: Points, at_least: float) -> Schedule | None:
-    """The best metric of those fast enough; None if none is."""
-    fast = {schedule: point for schedule, point in points.items() if point[1] >= at_least}
-    return max(fast, key=lambda schedule: fast[schedule]) if fast else None
+def choose(points: Points, *, at_least: float = 0.0, at_most: float = 1.0) -> Schedule | None:
+    """The best metric of those at least so fast that keep at most such a share; None if none does."""
+    able = {s: p for s, p in points.items() if p.speedup >= at_least and p.kept <= at_most}
+    return max(able, key=lambda schedule: able[schedule]) if able else None
 
 
 def clock(part: Searched, chosen: Sequence[Schedule]) -> list[float]:
@@ -226,10 +248,15 @@ def clock(part: Searched, chosen: Sequence[Schedule]) -> list[float]:
     for schedule in chosen:
         models[str(schedule)] = copy.deepcopy(part.model)
         models[str(schedule)].set_schedule(list(schedule))
-    run = part.run
-    examples = runs.timing_subset(part.held_out, run.plan)
+    seconds = seconds_of(models, part.run, part.held_out)
+    return [seconds["dense, stock"] / seconds[str(schedule)] for schedule in chosen]
+
+
+def seconds_of(models: dict[str, Any], run: TaskRun, held_out: Examples) -> dict[str, float]:
+    """Of the same sentences through every model, taking turns."""
+    examples = runs.timing_subset(held_out, run.plan)
     found = runs.time_variants(models, examples, bert_batch, RunBert4Glue.flops_of, run.plan, run.accelerator)
-    return [found[str(schedule)]["speedup"] for schedule in chosen]
+    return {name: len(examples) / timed["examples_per_second"] for name, timed in found.items()}
 
 
 # --- A run -------------------------------------------------------------------------------------
@@ -250,7 +277,7 @@ def plan_of(data: TaskData) -> Plan:
 
 def prepare(accelerator: Accelerator) -> list[Searched]:
     """Every task's models, from cache/ or trained, and its latency table."""
-    family = RunBert4Glue.BertFamily.for_any_schedule()
+    family = RunBert4Glue.BertFamily()
     found = []
     for data in RunBert4Glue.open_caches(family.config, task_names):
         plan = plan_of(data)
@@ -260,20 +287,12 @@ def prepare(accelerator: Accelerator) -> list[Searched]:
         examples = runs.timing_subset(held_out, plan)
         in_batches = batches.sorted_batches(examples.lengths, plan.evaluation_batch_size)
         lengths = [examples.lengths[rows].tolist() for rows in in_batches]
-        latency = LatencyTable(model, lengths, accelerator.device)
+        latency = LatencyTable(model, lengths, accelerator)
         stock = RunBert4Glue.stock_copy(run.dense())
-        whole = {"stock": stock, "ours": run.dense()}
-        todo = [batches.to_device(bert_batch(examples, rows), accelerator.device) for rows in in_batches]
-        go = {name: runner(m.to(accelerator.device).eval(), todo) for name, m in whole.items()}
-        with torch.inference_mode():
-            passes = timing.interleaved(go, accelerator.device, timing_passes)
-        latency.scale_to(statistics.median(passes["ours"]))
-        found.append(Searched(run, model, stock, held_out, latency, statistics.median(passes["stock"])))
+        seconds = seconds_of({"dense, stock": stock, "dense, ours": run.dense()}, run, held_out)
+        latency.scale_to(seconds["dense, ours"])
+        found.append(Searched(run, model, stock, held_out, latency, seconds["dense, stock"]))
     return found
-
-
-def runner(model: Any, todo: list[Batch]) -> Callable[[], Any]:
-    return lambda: [model(**batch) for batch in todo]
 
 
 def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Schedule, float]]:
@@ -282,7 +301,7 @@ def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Sc
     asked = {budget: budget for budget in budgets}
     for _ in range(CORRECTIONS):
         todo = [budget for budget in budgets if budget not in found or found[budget][1] < budget]
-        chosen = {budget: choose(points, asked[budget]) for budget in todo}
+        chosen = {budget: choose(points, at_least=asked[budget]) for budget in todo}
         able = {budget: schedule for budget, schedule in chosen.items() if schedule is not None}
         if not able:
             break
@@ -293,18 +312,24 @@ def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Sc
     return found
 
 
-def judged(searched: list[Searched], points: Points, found: dict[float, Any]) -> list[dict[str, Any]]:
+def judged(
+    searched: list[Searched], points: Points, found: dict[float, tuple[Schedule, float]]
+) -> list[dict[str, Any]]:
     """What there is to say of every budget's schedule; the dev sets are asked here, once."""
+    wanted: list[tuple[Any, Schedule | None, float | None]] = [(b, *chosen) for b, chosen in found.items()]
+    wanted += [(name, choose(points, at_most=share), None) for name, share in kept_budgets.items()]
     rows = []
-    for budget, (schedule, speedup) in found.items():
+    for budget, schedule, speedup in wanted:
+        if schedule is None:
+            continue
         by_task = {part.run.data.task.name: part.judge(schedule, part.dev) for part in searched}
         rows.append(
             {
                 "budget": budget,
                 "schedule": list(schedule),
                 "speedup": speedup,
-                "speedup_by_table": points[schedule][1],
-                "held_out": points[schedule][0],
+                "speedup_by_table": points[schedule].speedup,
+                "held_out": points[schedule].metric,
                 "dev": statistics.mean(value for value, _ in by_task.values()),
                 "dev_by_task": {task: value for task, (value, _) in by_task.items()},
                 "token_layers_kept": statistics.mean(share for _, share in by_task.values()),
@@ -315,15 +340,16 @@ def judged(searched: list[Searched], points: Points, found: dict[float, Any]) ->
 
 def table_of(rows: list[dict[str, Any]], dense: dict[str, float], held: float) -> str:
     """`judged` in Markdown, the dense model first."""
-    header = ["at least", "measured", "by the table", "token-layers", "held out", "dev", "pruning_schedule"]
+    header = ["budget", "measured", "by the table", "token-layers", "held out", "dev", "pruning_schedule"]
     mean = statistics.mean(dense.values())
     table = [["", "× 1 (stock)", "", "100%", f"{100 * held:.1f}", f"{100 * mean:.1f}", "dense"]]
     for row in rows:
-        short = "" if row["speedup"] >= row["budget"] else " (not reached)"
+        budget, speedup = row["budget"], row["speedup"]
+        short = " (not reached)" if speedup and speedup < budget else ""
         table.append(
             [
-                f"× {row['budget']}{short}",
-                f"× {row['speedup']:.2f}",
+                budget if isinstance(budget, str) else f"× {budget}{short}",
+                f"× {speedup:.2f}" if speedup else "",
                 f"× {row['speedup_by_table']:.2f}",
                 f"{row['token_layers_kept']:.0%}",
                 f"{100 * row['held_out']:.1f}",
@@ -348,6 +374,7 @@ def report(searched: list[Searched], points: Points, found: dict[float, Any]) ->
     record = {
         "settings": settings,
         "device": training.device_name(searched[0].run.accelerator.device),
+        "precision": training.precision_name(searched[0].run.accelerator),
         "processor": records.processor(),
         "environment": records.environment(),
         "dense": dense,
@@ -359,9 +386,10 @@ def report(searched: list[Searched], points: Points, found: dict[float, Any]) ->
     }
     records.write(path, record)
     records.write_text(path.with_suffix(".md"), text + "\n")
-    chosen = [(row["schedule"], row["speedup"], row["held_out"]) for row in rows]
-    on_front = [points[schedule] for schedule in front(points)]
-    plots.write_search(path.with_suffix(".png"), list(points.values()), on_front, chosen, held, task_names)
+    chosen = [(row["schedule"], row["speedup"], row["held_out"]) for row in rows if row["speedup"]]
+    on_front = [points[schedule][:2] for schedule in front(points)]
+    judged_all = [point[:2] for point in points.values()]
+    plots.write_search(path.with_suffix(".png"), judged_all, on_front, chosen, held, task_names)
     print(f"Record and picture: {path.with_suffix('')}.*")
 
 

@@ -201,6 +201,6 @@ def run(script: str, prepared_by: str, task_list: Sequence[tasks.Task], settings
                 f"pruning_methods in {script}: unknown pruning method {method!r}; "
                 f"the LSTM knows: {', '.join(known)}"
             )
-    prepared = [runs.open_cache("lstm", task, prepared_by) for task in task_list]
-    accelerator = training.pick_device()
-    runs.run(LstmFamily(rate), settings, prepared, accelerator)
+    family = LstmFamily(rate)
+    prepared = [(family, runs.open_cache("lstm", task, prepared_by)) for task in task_list]
+    runs.run(settings, prepared, training.pick_device())

@@ -75,22 +75,14 @@ class Plan:
         """For one task, from a runner's settings block as `records.settings_block` gives it. The number of
         rows and of epochs may be a dictionary, task → number. Raises UserError if that lacks the task."""
 
-        def of_task(name: str) -> Any:
-            value = settings[name]
-            if not isinstance(value, dict):
-                return value
-            if task not in value:
-                raise UserError(f"{name} says nothing of {task}: add it at the top of the script")
-            return value[task]
-
         common = {name: settings[name] for name in ("batch_size", "learning_rate")}
         return cls(
             methods=settings["pruning_methods"],
             seeds=settings["seeds"],
-            training_rows=of_task("training_rows"),
-            dense=Schedule(epochs=of_task("dense_epochs"), **common),
+            training_rows=of_task(settings, "training_rows", task),
+            dense=Schedule(epochs=of_task(settings, "dense_epochs", task), **common),
             pruned=Schedule(
-                epochs=of_task("pruned_epochs"),
+                epochs=of_task(settings, "pruned_epochs", task),
                 ramp_share=settings["ramp_share"],
                 student_learning_rate=settings["student_learning_rate"],
                 distillation_share=settings["distillation_share"],
@@ -102,6 +94,16 @@ class Plan:
             shown_examples=settings["shown_examples"],
             settings=settings,
         )
+
+
+def of_task(settings: dict[str, Any], name: str, task: str) -> Any:
+    """A setting's value for a task. Raises UserError if it is a dictionary that lacks the task."""
+    value = settings[name]
+    if not isinstance(value, dict):
+        return value
+    if task not in value:
+        raise UserError(f"{name} says nothing of {task}: add it at the top of the script")
+    return value[task]
 
 
 @dataclass
@@ -200,16 +202,16 @@ def is_upper_bound(method: Method) -> bool:
 
 
 def run(
-    family: Family, settings: dict[str, Any], prepared: Sequence[TaskData], accelerator: Accelerator
+    settings: dict[str, Any], prepared: Sequence[tuple[Family, TaskData]], accelerator: Accelerator
 ) -> None:
     """Does every run of the grid that has no record yet, and prints the summary.
 
     Args:
         settings: a runner's block, see `Plan.from_settings`.
+        prepared: every task, with the kind of model for it.
     """
-    plans = {data.task.name: Plan.from_settings(settings, data.task.name) for data in prepared}
-    for data in prepared:
-        plan = plans[data.task.name]
+    plans = [Plan.from_settings(settings, data.task.name) for _, data in prepared]
+    for plan, (family, data) in zip(plans, prepared, strict=True):
         for seed in plan.seeds:
             TaskRun(family, plan, data, seed, accelerator).go()
         if accelerator.is_main_process:
@@ -564,7 +566,7 @@ class TaskRun:
             "sample": self.data.sample,
             "training": f"{len(self.train_examples)} rows",
             "device": training.device_name(self.accelerator.device),
-            "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            "precision": training.precision_name(self.accelerator),
             "wall_seconds": round(time.time() - started, 1),
             "settings": self.plan.settings,
             "affects": affects,

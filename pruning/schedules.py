@@ -9,11 +9,12 @@ from itertools import accumulate, pairwise
 
 HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
 
-# By the token-layers that they keep; how they were found stands in README, "Which tokens, which layers".
+# By the token-layers that they keep, and by `Task.kind`; how they were found stands in README,
+# "Which tokens, which layers".
 FOR_SIX_LAYERS = {
-    "half": [0.1, 0.15, 0.3, 0.5, 0, 0.3],
-    "third": [0.45, 0.1, 0.3, 0.4, 0.3, 0.1],
-    "fifth": [0.75, 0.05, 0, 0.1, 0.4, 0],
+    "half": {"sentence": [0, 0.3, 0.3, 0.3, 0.3, 0.3], "pair": [0.45, 0, 0, 0.2, 0, 0.2]},
+    "third": {"sentence": [0.2, 0.4, 0.4, 0.3, 0.3, 0.3], "pair": [0.55, 0.15, 0.1, 0.2, 0.1, 0.2]},
+    "fifth": {"sentence": [0.4, 0.5, 0.5, 0.4, 0.3, 0.3], "pair": [0.75, 0.05, 0, 0.1, 0.4, 0]},
 }
 
 
@@ -27,8 +28,11 @@ def token_layers(schedule: Sequence[float]) -> float:
     return sum(alive(schedule)) / len(schedule)
 
 
-def resolve(schedule: str | Sequence[float], layers: int) -> list[float]:
+def resolve(schedule: str | Sequence[float], layers: int, kind: str) -> list[float]:
     """The list that a setting stands for: itself, or the default of that name for so many layers.
+
+    Args:
+        kind: of the examples, "sentence" or "pair".
 
     Raises:
         ValueError: for an unknown name.
@@ -40,7 +44,7 @@ def resolve(schedule: str | Sequence[float], layers: int) -> list[float]:
         raise ValueError(
             f"no schedule is called {schedule!r}: give one rate for each layer, or one of {names}"
         )
-    return stretched(FOR_SIX_LAYERS[schedule], layers)
+    return stretched(FOR_SIX_LAYERS[schedule][kind], layers)
 
 
 def stretched(schedule: Sequence[float], layers: int) -> list[float]:
@@ -59,6 +63,15 @@ def draw(layers: int, share: float, rng: random.Random) -> list[float]:
     weights = [rng.expovariate(1.0) if rng.random() < 0.5 else 0.0 for _ in range(layers)]
     if not any(weights[: max(1, layers // 2)]):
         weights[rng.randrange(max(1, layers // 2))] = 1.0  # late layers alone cannot remove enough
+    return shaped(weights, share)
+
+
+def shaped(weights: Sequence[float], share: float) -> list[float]:
+    """The schedule that keeps `share` of the token-layers, as near as HIGHEST_RATE allows.
+
+    Args:
+        weights: of each layer, how hard it prunes in relation to the others; equal ones have equal rates.
+    """
 
     def scaled(strength: float) -> list[float]:
         return [min(HIGHEST_RATE, 1 - 2 ** (-strength * weight)) for weight in weights]

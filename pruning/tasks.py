@@ -51,6 +51,11 @@ class Task:
         return not self.classes
 
     @property
+    def kind(self) -> str:
+        """What an example is: "sentence" or "pair"."""
+        return "sentence" if self.second is None else "pair"
+
+    @property
     def outputs(self) -> int:
         """Outputs of a classifier for this task."""
         return max(1, len(self.classes))

@@ -95,8 +95,7 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
         name = device_name(accelerator.device)
         processes = accelerator.num_processes
         several = f", {processes} processes" if processes > 1 else ""
-        shown = "bf16" if precision == "bf16" else "fp32"
-        print(f"Device: {name}{several}. Precision: {shown}, {why}.")
+        print(f"Device: {name}{several}. Precision: {precision_name(accelerator)}, {why}.")
     return accelerator
 
 
@@ -111,6 +110,11 @@ def best_precision() -> tuple[str, str]:
     if torch.cpu._is_amx_tile_supported():
         return "bf16", "this processor has AMX units for it"
     return "no", "this processor has no AMX units for bf16"
+
+
+def precision_name(accelerator: Accelerator) -> str:
+    """bf16 or fp32, for people."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
 
 
 def device_name(device: torch.device) -> str:

@@ -27,7 +27,10 @@ RULES = {
     "frozen_schedules": {"a": [0, 0.5, 0], "b": [0, 0.5, 0.5]},
     "student_rows": 16,
     "student_epochs": 1,
-    "schedules_by_name": {"half": [0, 0.5, 0.5], "third": [0.5, 0.5, 0]},
+    "schedules_by_name": {
+        "half": {"sentence": [0, 0.5, 0.5], "pair": [0.3, 0.3, 0.3]},
+        "third": {"sentence": [0.5, 0.5, 0], "pair": [0.5, 0.5, 0.5]},
+    },
     "depths": [1],
     "only_cls": {"[CLS] from layer 2": [0, 0, 1]},
     "draws": 20,
@@ -40,6 +43,7 @@ SEARCH = {
     "pruned_epochs": 1,
     "batch_size": 8,
     "evaluations": 8,
+    "kept_budgets": {"half": 0.5, "none": 0.0},
     "timing_examples": 4,
     "timing_passes": 1,
 }
@@ -84,12 +88,15 @@ def test_the_search_prints_lists_to_paste(full_world, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert re.search(r"× 0\.01 .*\[[0-9., ]+\]", said)
     assert "1000000" not in said  # nothing is so fast
+    assert re.search(r"half .*\[[0-9., ]+\]", said) and "none" not in said  # something always stays
     record = json.loads(next((full_world / "records/search").glob("*.json")).read_text())
     assert len(record["points"]) == 8 and record["chosen"][0]["speedup"] > 0.01
     assert set(record["dense"]) == {"sst-2", "sts-b"}
     front = [p for p in record["points"] if p[0] in record["front"]]
-    for _, metric, speedup in front:
-        assert not any(m > metric and s > speedup for _, m, s in record["points"])
+    for _, metric, speedup, _ in front:
+        assert not any(m > metric and s > speedup for _, m, s, _ in record["points"])
+    half = next(row for row in record["chosen"] if row["budget"] == "half")
+    assert half["held_out"] == max(metric for _, metric, _, kept in record["points"] if kept <= 0.5)
     assert next((full_world / "records/search").glob("*.png")).stat().st_size > 10_000
 
 
@@ -102,10 +109,28 @@ def test_random_schedules_are_for_one_process(monkeypatch):
 
 
 def test_the_front_has_what_nothing_beats():
-    points = {(0.1,): (0.9, 1.0), (0.2,): (0.8, 2.0), (0.3,): (0.7, 1.5), (0.4,): (0.5, 3.0)}
+    judged = {
+        (0.1,): (0.9, 1.0, 0.9),
+        (0.2,): (0.8, 2.0, 0.8),
+        (0.3,): (0.7, 1.5, 0.7),
+        (0.4,): (0.5, 3.0, 0.6),
+    }
+    points = {schedule: SearchSchedule4Bert.Point(*point) for schedule, point in judged.items()}
     assert SearchSchedule4Bert.front(points) == [(0.1,), (0.2,), (0.4,)]
-    assert SearchSchedule4Bert.choose(points, 1.5) == (0.2,)
-    assert SearchSchedule4Bert.choose(points, 4) is None
+    assert SearchSchedule4Bert.choose(points, at_least=1.5) == (0.2,)
+    assert SearchSchedule4Bert.choose(points, at_most=0.7) == (0.3,)
+    assert SearchSchedule4Bert.choose(points, at_least=1.6, at_most=0.7) == (0.4,)
+    assert SearchSchedule4Bert.choose(points, at_least=4) is None
+
+
+def test_the_search_starts_with_what_anyone_would_try():
+    starts = SearchSchedule4Bert.plain(6)
+    low, high = SearchSchedule4Bert.kept_shares
+    kept = [schedules.token_layers(schedule) for schedule in starts]
+    assert min(kept) < low + 0.05 and max(kept) > high - 0.05
+    assert any(len(set(schedule)) == 1 for schedule in starts)  # the same rate everywhere
+    assert any(schedule[0] == 0 and len(set(schedule[1:])) == 1 for schedule in starts)
+    assert any(schedule[0] > 0 and not any(schedule[1:]) for schedule in starts)
 
 
 def test_schedules_drawn_keep_what_was_asked_for():

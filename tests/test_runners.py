@@ -17,6 +17,7 @@ import RunLstm4Agnews
 import RunLstm4Glue
 from pruning import pruners, records, runs, schedules, training
 from pruning.errors import UserError
+from pruning.tasks import GLUE
 
 SMALL = {
     "seeds": [0],
@@ -221,6 +222,7 @@ def test_agnews(full_world, monkeypatch):
     [
         ({"pruning_schedule": [0, 0.5]}, r"2 rates, but this BERT has 3 layers.*top of RunBert4Glue\.py"),
         ({"pruning_schedule": "harf"}, r"no schedule is called 'harf'.*half.*RunBert4Glue\.py"),
+        ({"pruning_schedule": {"mrpc": "half"}}, r"pruning_schedule says nothing of sst-2"),
         ({"pruning_schedule": [0, 0, 1.1]}, r"layer 2: .*between 0 and 1.*RunBert4Glue\.py"),
         ({"pruning_methods": ["nose"]}, r"unknown pruning method 'nose'.*RunBert4Glue\.py"),
         ({"pruning_methods": [["head"]]}, "one for each of the 3 layers"),
@@ -374,12 +376,13 @@ def test_a_wrong_setting_ends_the_script_with_a_sentence_and_status_1(full_world
 
 @pytest.mark.parametrize("layers", [6, 12, 24, 3])
 @pytest.mark.parametrize(("name", "share"), [("half", 0.5), ("third", 1 / 3), ("fifth", 0.2)])
-def test_named_schedules_fit_any_number_of_layers(name, share, layers):
-    schedule = schedules.resolve(name, layers)
+@pytest.mark.parametrize("kind", ["sentence", "pair"])
+def test_named_schedules_fit_any_number_of_layers(name, share, layers, kind):
+    schedule = schedules.resolve(name, layers, kind)
     assert len(schedule) == layers and all(0 <= rate < 1 for rate in schedule)
     assert abs(schedules.token_layers(schedule) - share) < (0.05 if layers >= 6 else 0.2)
     assert schedules.token_layers(schedule) == pytest.approx(
-        schedules.token_layers(schedules.resolve(name, 6)), abs=1e-3 if layers >= 6 else 0.2
+        schedules.token_layers(schedules.resolve(name, 6, kind)), abs=1e-3 if layers >= 6 else 0.2
     )
 
 
@@ -397,7 +400,7 @@ def test_settings_stand_near_the_top():
 def test_training_a_model_leaves_the_one_it_started_from_alone(bert, full_world, monkeypatch):
     """And the pre-trained weights, which every task and seed starts from."""
     monkeypatch.setattr(RunBert4Glue, "task_names", ["sst-2"])
-    family = RunBert4Glue.BertFamily([0, 0.5, 0.5])
+    family = RunBert4Glue.BertFamily().pruned_by([0, 0.5, 0.5], GLUE["sst-2"])
     settings = records.settings_block(vars(RunBert4Glue)) | BERT
     [data] = RunBert4Glue.open_caches(family.config, ["sst-2"])
     plan = runs.Plan.from_settings(settings, "sst-2")
