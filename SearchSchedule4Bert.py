@@ -308,7 +308,8 @@ def choose_all(searched: list[Searched], points: Points) -> dict[float, tuple[Sc
         measured = zip(*(clock(part, list(able.values())) for part in searched), strict=True)
         for (budget, schedule), speedups in zip(able.items(), measured, strict=True):
             found[budget] = (schedule, statistics.geometric_mean(speedups))
-            asked[budget] *= max(1.0, budget / found[budget][1])
+            if found[budget][1] < budget:  # the table promised more than the clock shows
+                asked[budget] = points[schedule].speedup * budget / found[budget][1]
     return found
 
 

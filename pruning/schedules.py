@@ -9,9 +9,9 @@ from itertools import accumulate, pairwise
 
 HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
 
-# By the token-layers that sentences as short as GLUE's keep (their counts are rounded down at every layer; longer
-# ones keep up to 0.07 less), and by `Task.kind`; how they were found stands in README,
-# "Which tokens, which layers".
+# By `Task.kind` and the token-layers that sentences as short as GLUE's keep: counts are rounded down before
+# every layer, so long sentences keep less, by up to 0.07. README, "Which tokens, which layers", tells how
+# they were found.
 FOR_SIX_LAYERS = {
     "half": {"sentence": [0, 0.35, 0.35, 0.35, 0.35, 0.35], "pair": [0.4, 0.1, 0.1, 0.2, 0.1, 0]},
     "third": {"sentence": [0.4, 0.5, 0.1, 0.4, 0, 0], "pair": [0.65, 0.05, 0, 0, 0.2, 0]},

@@ -123,6 +123,20 @@ def test_the_front_has_what_nothing_beats():
     assert SearchSchedule4Bert.choose(points, at_least=4) is None
 
 
+def test_a_choice_that_the_clock_refuses_is_made_again(monkeypatch):
+    """However far the table is from the clock: here it promises twice the speed."""
+    points = {
+        (rate,): SearchSchedule4Bert.Point(1 - rate, 2 + 2 * rate, 1 - rate) for rate in (0.1, 0.2, 0.3)
+    }
+    monkeypatch.setattr(SearchSchedule4Bert, "budgets", [1.15])
+    monkeypatch.setattr(
+        SearchSchedule4Bert,
+        "clock",
+        lambda part, chosen: [points[schedule].speedup / 2 for schedule in chosen],
+    )
+    assert SearchSchedule4Bert.choose_all([None], points) == {1.15: ((0.2,), pytest.approx(1.2))}
+
+
 def test_the_search_starts_with_what_anyone_would_try():
     starts = SearchSchedule4Bert.plain(6)
     low, high = SearchSchedule4Bert.kept_shares
