@@ -38,6 +38,7 @@ bert_settings = {
     "training_rows": 224,
     "dense_epochs": 5,
     "pruned_epochs": 1,
+    "ramp_share": 0.5,
     "learning_rate": 1e-4,
     "timing_examples": 16,
     "timing_passes": 2,
