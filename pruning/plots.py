@@ -1,5 +1,6 @@
 """Pictures of records: metric against tokens kept, and the curves of the loss."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from io import BytesIO
@@ -104,7 +105,8 @@ def write_rules(path: Path, points: dict[tuple[str, str], tuple[float, float]], 
     """
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (method, schedule), (kept, value) in points.items():
-        method = method if schedule or method.startswith("dense") else " ".join(method.split()[:-1])
+        if not schedule:
+            method = re.sub(r" \d+", "", method)  # one line for all depths
         lines[method].append((100 * kept, 100 * value))
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for i, (method, found) in enumerate(lines.items()):
