@@ -125,6 +125,18 @@ def test_mnli_is_judged_on_both_dev_sets(world, monkeypatch):
     assert "mnli (dev_mismatched)" in (world / "records/BERT/summary.md").read_text()
 
 
+def test_a_schedule_may_differ_by_task(bert, capsys):
+    by_task = {"sst-2": [0, 0.5, 0.5], "sts-b": [0.9, 0, 0]}
+    bert(task_names=["sst-2", "sts-b"], pruning_schedule=by_task)
+    kept = {
+        r["task"]: r["splits"]["dev"]["tokens_by_layer"] for r in records.read_all("BERT") if r["pruning"]
+    }
+    assert kept["sst-2"][0] > kept["sst-2"][1] > kept["sst-2"][2]
+    assert kept["sts-b"][0] == kept["sts-b"][2]
+    said = capsys.readouterr().out
+    assert "Schedule of sst-2: [0, 0.5, 0.5]" in said and "Schedule of sts-b: [0.9, 0, 0]" in said
+
+
 def test_finished_runs_are_skipped_and_a_new_schedule_is_a_new_run(bert, full_world, capsys):
     bert()
     before = files(full_world, "BERT")
