@@ -248,13 +248,12 @@ def clock(part: Searched, chosen: Sequence[Schedule]) -> list[float]:
     for schedule in chosen:
         models[str(schedule)] = copy.deepcopy(part.model)
         models[str(schedule)].set_schedule(list(schedule))
-    seconds = seconds_of(models, part.run, part.held_out)
+    seconds = seconds_of(models, part.run, runs.timing_subset(part.held_out, part.run.plan))
     return [seconds["dense, stock"] / seconds[str(schedule)] for schedule in chosen]
 
 
-def seconds_of(models: dict[str, Any], run: TaskRun, held_out: Examples) -> dict[str, float]:
+def seconds_of(models: dict[str, Any], run: TaskRun, examples: Examples) -> dict[str, float]:
     """Of the same sentences through every model, taking turns."""
-    examples = runs.timing_subset(held_out, run.plan)
     found = runs.time_variants(models, examples, bert_batch, RunBert4Glue.flops_of, run.plan, run.accelerator)
     return {name: len(examples) / timed["examples_per_second"] for name, timed in found.items()}
 
@@ -289,7 +288,7 @@ def prepare(accelerator: Accelerator) -> list[Searched]:
         lengths = [examples.lengths[rows].tolist() for rows in in_batches]
         latency = LatencyTable(model, lengths, accelerator)
         stock = RunBert4Glue.stock_copy(run.dense())
-        seconds = seconds_of({"dense, stock": stock, "dense, ours": run.dense()}, run, held_out)
+        seconds = seconds_of({"dense, stock": stock, "dense, ours": run.dense()}, run, examples)
         latency.scale_to(seconds["dense, ours"])
         found.append(Searched(run, model, stock, held_out, latency, seconds["dense, stock"]))
     return found
