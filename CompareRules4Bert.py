@@ -4,8 +4,9 @@
 
     oracles    every rule prunes the dense model by what it sees in the whole sentence; nothing is trained
     students   a student of every rule, trained on the frozen dense model, prunes that model
-    retrained  the model is trained with its pruner: a few rules, and what they have to beat: the dense model
-               trained as long, attention that nobody trained (PoWER-BERT, LTP), fewer layers, only [CLS]
+    retrained  the model is trained with its pruner: a few rules, the best one also without what removed
+               tokens leave behind, and what they have to beat: the dense model trained as long, attention
+               that nobody trained (PoWER-BERT, LTP), fewer layers, only [CLS]
 
 Run it without parameters, after PrepareGlue4Bert.py: a night on two cores, minutes on a GPU. It goes in
 pieces; finished ones are skipped, so it may be stopped at any time. Change what is between the two rulers.
@@ -32,6 +33,7 @@ from ModifiedModelingBert import PrunedBertForSequenceClassification
 from pruning import batches, metrics, plots, pruners, records, schedules, teachers, training
 from pruning.batches import bert_batch, shuffled_batches
 from pruning.pruners import StudentPruner, ranking_loss
+from pruning.records import DENSE
 from pruning.runs import Plan, TaskRun
 from pruning.tasks import GLUE
 from pruning.teachers import RULES
@@ -63,6 +65,7 @@ retrained_methods = [
     "column mean threshold",
     "random",
 ]
+without_residue = ["ideal gradients student"]  # which of them also with nothing left behind
 depths = [3, 2, 1]  # BERTs cut to their first layers
 only_cls = {"[CLS] from layer 3": [0, 0, 0, 1, 0, 0], "[CLS] from layer 2": [0, 0, 1, 0, 0, 0]}
 evaluation_batch_size = 64
@@ -82,11 +85,13 @@ class Piece:
     name: str
     work: Callable[[TaskRun], dict[str, Any]]
     settings: tuple[str, ...]
+    residue: bool = False  # whether removed tokens leave one
 
     def affects(self, run: TaskRun) -> dict[str, Any]:
         chosen = {name: globals()[name] for name in self.settings}
         named = {"task": run.data.task.name, "method": self.name, "seed": run.seed}
-        return named | {"dense": run.dense_affects, "settings": chosen}
+        left = {"residue": True} if self.residue else {}
+        return named | {"dense": run.dense_affects, "settings": chosen} | left
 
     def go(self, run: TaskRun) -> None:
         """Does it, unless there is a record of it."""
@@ -209,10 +214,21 @@ def metric_of(run: TaskRun, found: dict[str, Any]) -> float:
 # --- Retrained ---------------------------------------------------------------------------------
 
 
-def retrained(method: str) -> Callable[[TaskRun], dict[str, Any]]:
+def with_family(run: TaskRun, family: RunBert4Glue.BertFamily) -> TaskRun:
+    """The same run, and the same dense model with its answers, with another family."""
+    run.dense_logits()  # which the copy then has too
+    run = copy.copy(run)
+    run.family = family
+    return run
+
+
+def retrained(method: str, residue: bool = True) -> Callable[[TaskRun], dict[str, Any]]:
     """The model trained with its pruner, for all schedules at once."""
 
     def work(run: TaskRun) -> dict[str, Any]:
+        family = copy.copy(run.family)
+        family.residue = residue
+        run = with_family(run, family)
         asked = {name: by_kind[run.data.task.kind] for name, by_kind in schedules_by_name.items()}
         rates_at = schedules.one_of(list(asked.values()), ramp_share, run.seed)
         model, curve = run.train_pruned(method, rates_at)
@@ -227,12 +243,12 @@ def retrained(method: str) -> Callable[[TaskRun], dict[str, Any]]:
 
 
 def one_schedule(schedule: list[float]) -> Callable[[TaskRun], dict[str, Any]]:
-    """The model trained for one schedule in which no pruner has a choice."""
+    """The model trained for one schedule in which no pruner has a choice, and nothing is left behind."""
 
     def work(run: TaskRun) -> dict[str, Any]:
-        run.dense_logits()  # which the copy then has too
-        run = copy.copy(run)
-        run.family = run.family.pruned_by(schedule, run.data.task)
+        family = run.family.pruned_by(schedule, run.data.task)
+        family.residue = False
+        run = with_family(run, family)
         model, curve = run.train_pruned("head")
         return {"dev": {"": short(run.judge(model, run.data.splits["dev"]))}, "loss_curve": curve}
 
@@ -257,14 +273,17 @@ def cut(layers: int) -> Callable[[TaskRun], dict[str, Any]]:
     return work
 
 
+def dense(run: TaskRun) -> dict[str, Any]:
+    """The dense model, trained as usual."""
+    return {"dev": {"": short(run.judge(run.dense(), run.data.splits["dev"]))}}
+
+
 def longer(run: TaskRun) -> dict[str, Any]:
-    """The dense model, and the same trained for a pruned model's epochs more."""
-    dev = run.data.splits["dev"]
-    before = short(run.judge(run.dense(), dev))
+    """The dense model, trained for a pruned model's epochs more."""
     model = copy.deepcopy(run.dense())
     set_seed(run.seed)
     curve = run.train(model, replace(run.plan.pruned, distillation_share=0.0), LONGER, None)
-    return {"dev": {"dense": before, LONGER: short(run.judge(model.eval(), dev))}, "loss_curve": curve}
+    return {"dev": {LONGER: short(run.judge(model.eval(), run.data.splits["dev"]))}, "loss_curve": curve}
 
 
 def short(found: dict[str, Any]) -> dict[str, Any]:
@@ -327,12 +346,23 @@ def mean_metric(answers: Answers, part: str = "metrics") -> float:
     )
 
 
+def in_common(ours: Answers, theirs: Answers) -> Answers:
+    """`ours`, the seeds that `theirs` has too."""
+    return {
+        task: {seed: judged for seed, judged in by_seed.items() if seed in theirs[task]}
+        for task, by_seed in ours.items()
+    }
+
+
 def interval(ours: Answers, theirs: Answers, labels: dict[str, list[float]]) -> str:
-    """The change of the tasks' mean, with its 95% interval over examples and seeds."""
+    """The change of the tasks' mean over the seeds that both have, with its 95% interval over examples and
+    seeds."""
+    ours, theirs = in_common(ours, theirs), in_common(theirs, ours)
     differences = []
     for task, by_seed in ours.items():
-        common = [seed for seed in by_seed if seed in theirs[task]]
-        pairs = [(by_seed[s]["predictions"], theirs[task][s]["predictions"]) for s in common]
+        pairs = [
+            (judged["predictions"], theirs[task][seed]["predictions"]) for seed, judged in by_seed.items()
+        ]
         differences.append(metrics.paired_differences(GLUE[task], labels[task], pairs, draws))
     low, high = np.percentile(np.mean(differences, axis=0), [2.5, 97.5])
     change = mean_metric(ours) - mean_metric(theirs)
@@ -384,13 +414,16 @@ def report(current: list[dict[str, Any]], labels: dict[str, list[float]]) -> Non
 
 OF_FROZEN = ("frozen_schedules", "student_rows", "student_epochs", "student_learning_rate")
 OF_TRAINING = ("pruned_epochs", "distillation_share", "ramp_share", "student_learning_rate")
+OF_RETRAINED = (*OF_TRAINING, "schedules_by_name")
 
 
 def pieces() -> list[Piece]:
     return [
         Piece("frozen", frozen, OF_FROZEN),
+        Piece(DENSE, dense, ()),
         Piece(LONGER, longer, OF_TRAINING),
-        *(Piece(m, retrained(m), (*OF_TRAINING, "schedules_by_name")) for m in retrained_methods),
+        *(Piece(m, retrained(m), OF_RETRAINED, residue=True) for m in retrained_methods),
+        *(Piece(f"{m}, no residue", retrained(m, False), OF_RETRAINED) for m in without_residue),
         *(Piece(name, one_schedule(schedule), OF_TRAINING) for name, schedule in only_cls.items()),
         *(Piece(f"first {depth} layers", cut(depth), OF_TRAINING) for depth in depths),
     ]

@@ -7,9 +7,10 @@ It is imported from here; no file of the installed library is overwritten.
 
 Modifications of transformers 5.23, class by class:
 
-    PrunedBertConfig                     three more fields, saved in config.json
+    PrunedBertConfig                     four more fields, saved in config.json
     PrunedBertEncoder.forward            the loop over the layers: before a layer with a pruner, tokens are
-                                         scored, chosen and gathered; the layers between two pruners run
+                                         scored, chosen and gathered, and [CLS] is handed what the
+                                         others leave; the layers between two pruners run
                                          on the fast paths of `pruning.layers`, which replace the forward
                                          of BertLayer and all that is in it
     PrunedBertModel.forward              hands the encoder the token ids and the 2-D mask, which the stock
@@ -18,7 +19,8 @@ Modifications of transformers 5.23, class by class:
                                          may save its work on all other tokens; also returns what was kept,
                                          and the students' loss for the training loop to add
 
-Parameter names are the stock ones; the pruners' are `bert.encoder.pruners.<layer>.*` beside them.
+Parameter names are the stock ones; beside them are `bert.encoder.pruners.<layer>.*` and
+`bert.encoder.residues.<layer>.weight`.
 The stock layers run, unchanged, where hidden states, attention weights, another attention than SDPA or
 gradient checkpoints are asked for, and everywhere once `model.bert.encoder.fast_paths` is None.
 
@@ -47,6 +49,7 @@ from pruning.metrics import task_loss
 from pruning.pruners import (
     ColumnMeanPruner,
     FrequencyPruner,
+    Residue,
     StudentPruner,
     ThresholdPruner,
     Tokens,
@@ -61,11 +64,13 @@ class PrunedBertConfig(BertConfig):
         pruning_schedule: one rate in [0, 1] for each layer; None prunes nothing.
         pruning_methods: the pruner of every layer, or a list with one for each.
         pruning_seed: seeds the `random` pruner.
+        pruning_residue: whether what is removed leaves its mean, through a matrix, with [CLS].
     """
 
     pruning_schedule: list[float | int] | None = None
     pruning_methods: str | list[str] = "head"
     pruning_seed: int = 0
+    pruning_residue: bool = True
 
 
 def check_schedule(schedule: Sequence[float], layers: int) -> None:
@@ -157,6 +162,8 @@ class PrunedBertEncoder(BertEncoder):
                 if schedule[layer] > 0
             }
         )
+        places = list(self.pruners) if config.pruning_residue else []
+        self.residues = nn.ModuleDict({place: Residue(config.hidden_size) for place in places})
         self.training_rates: list[float] | None = None
         self.fast_paths: FastPaths | None = FastPaths()
 
@@ -240,15 +247,17 @@ class PrunedBertEncoder(BertEncoder):
     def _prune(
         self, layer: int, rate: float, tokens: Tokens, teacher_scores: dict[int, Tensor]
     ) -> tuple[Tokens, Tensor | None]:
-        """Score, choose, gather. Returns what is left and the student's loss, if one is training."""
+        """Scores, chooses, gathers. Returns what is left and the student's loss, if one is training."""
         pruner = self.pruners[str(layer)]
         if isinstance(pruner, ColumnMeanPruner):
             scores, loss = pruner(tokens, self.layer[layer].attention.self), None
         else:
             scores, loss = pruners.score_tokens(pruner, tokens, teacher_scores.get(layer), keep_first=True)
+        residue = self.residues[str(layer)] if self.residues else None
         if isinstance(pruner, ThresholdPruner):
-            return tokens.keep_counts(scores, pruner.counts(scores, tokens, rate), keep_first=True), loss
-        return tokens.keep(scores, rate, keep_first=True), loss
+            counts = pruner.counts(scores, tokens, rate)
+            return tokens.keep_counts(scores, counts, keep_first=True, residue=residue), loss
+        return tokens.keep(scores, rate, keep_first=True, residue=residue), loss
 
     def _mask_for_attention(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
         """The mask in the form that the attention implementation wants: None, boolean or float."""
@@ -266,6 +275,8 @@ class _PrunedBert:
         super()._init_weights(module)  # type: ignore[misc]
         if isinstance(module, FrequencyPruner):
             init.zeros_(module.counts)
+        if isinstance(module, Residue):
+            init.zeros_(module.weight)
 
 
 class PrunedBertModel(_PrunedBert, BertModel):
@@ -315,7 +326,7 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
     """BertForSequenceClassification on a PrunedBertModel.
 
     `from_pretrained` takes any BERT folder of Hugging Face's form; `save_pretrained` keeps schedule,
-    methods and trained pruners.
+    methods, trained pruners and residues.
     """
 
     def __init__(self, config: PrunedBertConfig):
@@ -408,6 +419,9 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
                     total += mask.numel() * pruner.flops()
                 elif isinstance(pruner, ColumnMeanPruner):
                     total += sum(timing.attention_weights_flops(config, n) for n in lengths)
+                if encoder.residues:
+                    residue = encoder.residues[str(start)]
+                    total += len(lengths) * residue.flops(mask.shape[1])
                 lengths = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
                 kept = torch.tensor(lengths, device=mask.device)[:, None]
                 mask = torch.arange(max(lengths), device=mask.device) < kept

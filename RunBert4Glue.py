@@ -56,14 +56,15 @@ pruning_schedule = "half"
 # teachers, which are upper bounds: "ideal gradients", "ideal emission rate", "attention rollout". An entry
 # may also be a list with one for each layer.
 pruning_methods = ["ideal gradients student", "random"]
+residue = True  # what goes leaves its mean, through a trained matrix, with [CLS]; False: nothing, as in 2020
 task_names = ["cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli"]
 seeds = [0]  # everything is run once for each
 training_rows = None  # rows drawn from the training set; None: all of them
 dense_epochs = 3
-pruned_epochs = 3  # of every pruned model, which starts as the dense one
+pruned_epochs = 4  # of every pruned model, which starts as the dense one
 batch_size = 32
 learning_rate = 5e-5
-student_learning_rate = 1e-3  # of the students, which start from nothing
+student_learning_rate = 1e-3  # of students and residues, which start from nothing
 distillation_share = 0.5  # of a pruned model's loss: the dense model's answers instead of the labels
 ramp_share = 0.3  # of a pruned model's training, in which its rates rise from 0 to the schedule
 evaluation_batch_size = 64
@@ -84,9 +85,10 @@ class BertFamily(runs.Family):
     cache_folder = "bert"
     make_batch = staticmethod(bert_batch)
 
-    def __init__(self) -> None:
+    def __init__(self, residue: bool = True) -> None:
         """With a pruner before every layer; see `runs.TaskRun.any_schedule`. Raises UserError if there is no
         BERT in bert/."""
+        self.residue = residue
         self.config_file = bert_folder.config_path()
         weights = bert_folder.weights_path()
         self.config = PrunedBertConfig.from_json_file(self.config_file)
@@ -116,12 +118,15 @@ class BertFamily(runs.Family):
             config.pruning_schedule = self.schedule
             config.pruning_methods = method
             config.pruning_seed = seed
+            config.pruning_residue = self.residue
         state = own_copy(start or self.weights)
         model, info = PrunedBertForSequenceClassification.from_pretrained(
             None, config=config, state_dict=state, output_loading_info=True
         )
         missing = [
-            name for name in info["missing_keys"] if "classifier" not in name and "pruners" not in name
+            name
+            for name in info["missing_keys"]
+            if not any(fresh in name for fresh in ("classifier", "pruners", "residues"))
         ]
         if missing:
             raise UserError(f"{self.weights_from} does not fit {self.config_file}: no {missing[0]}")
@@ -140,6 +145,9 @@ class BertFamily(runs.Family):
 
     def pruning(self) -> list[float]:
         return self.schedule
+
+    def affects_pruned(self) -> dict[str, Any]:
+        return {"residue": self.residue}
 
     def method_name(self, method: Method) -> str:
         if isinstance(method, str):
@@ -254,7 +262,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     settings = records.settings_block(globals())
-    bert = BertFamily()
+    bert = BertFamily(residue)
     check_settings(bert.layers)
     families = [
         bert.pruned_by(runs.of_task(settings, "pruning_schedule", name), tasks.GLUE[name])

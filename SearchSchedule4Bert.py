@@ -136,12 +136,13 @@ class LatencyTable:
         mask = torch.ones(rows, length, dtype=torch.bool, device=device)
         states = torch.randn(rows, length, model.config.hidden_size, device=device)
         pruner, tokens = next(iter(encoder.pruners.values())), Tokens.start(states, mask, ids)
+        residue = next(iter(encoder.residues.values()))
         lengths = [length] * rows
         return {
             "ends": lambda: model.classifier(model.bert.pooler(model.bert.embeddings(ids))),
             "layer": lambda: run_layers(encoder.layer[:1], states, mask, lengths, FastPaths(), False),
             "last": lambda: run_layers(encoder.layer[-1:], states, mask, lengths, FastPaths(), True),
-            "prune": lambda: tokens.keep(pruner(tokens), 0.5, keep_first=True),
+            "prune": lambda: tokens.keep(pruner(tokens), 0.5, keep_first=True, residue=residue),
         }[part]
 
     def _look_up(self, part: str, length: float) -> float:

@@ -77,19 +77,27 @@ class Tokens:
         """Whether there is no padding."""
         return min(self.lengths) == self.mask.shape[1]
 
-    def keep(self, scores: Tensor, rate: float, keep_first: bool) -> "Tokens":
+    def keep(
+        self, scores: Tensor, rate: float, keep_first: bool, residue: "Residue | None" = None
+    ) -> "Tokens":
         """Removes the share `rate` of each example's real tokens, the lowest `scores` (B, T) first."""
         lengths = [selection.count_kept(length, rate) for length in self.lengths]
-        return self.keep_counts(scores, lengths, keep_first)
+        return self.keep_counts(scores, lengths, keep_first, residue)
 
-    def keep_counts(self, scores: Tensor, lengths: list[int], keep_first: bool) -> "Tokens":
-        """Keeps so many of each example's real tokens, the highest `scores` (B, T)."""
+    def keep_counts(
+        self, scores: Tensor, lengths: list[int], keep_first: bool, residue: "Residue | None" = None
+    ) -> "Tokens":
+        """Keeps so many of each example's real tokens, the highest `scores` (B, T). The others leave their
+        `residue` with the first token, which stays."""
         alike = self.is_full and len(set(lengths)) == 1
         kept = None if alike else torch.tensor(lengths, device=scores.device)
         indices, mask = selection.choose(scores, self.mask, kept, max(lengths), keep_first)
+        states = None if self.states is None else selection.gather(self.states, indices)
+        if residue is not None and states is not None:
+            states[:, 0] += residue(self.states, selection.left_out(self.mask, indices, mask))
         return replace(
             self,
-            states=None if self.states is None else selection.gather(self.states, indices),
+            states=states,
             mask=mask,
             places=selection.gather(self.places, indices),
             ids=None if self.ids is None else selection.gather(self.ids, indices),
@@ -209,6 +217,32 @@ class ThresholdPruner(ColumnMeanPruner):
         stay = (scores > self.threshold) & tokens.mask
         first = tokens.mask.int().argmax(dim=1, keepdim=True)
         return stay.scatter(1, first, True).sum(dim=1).tolist()
+
+
+# --- What goes leaves something --------------------------------------------------------------
+
+
+class Residue(nn.Module):
+    """What removed tokens leave behind: their mean, through a matrix, is added to the state of [CLS].
+
+    One removal, one product of a vector and a matrix: a token that goes is not processed any further, but
+    the classifier's token has its share of it. The matrix starts at 0, where nothing is left behind. (EViT,
+    Liang et al., ICLR 2022, keeps the mean of what it removes as one more token.)
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, hidden_size))
+
+    def forward(self, states: Tensor, removed: Tensor) -> Tensor:
+        """(B, H), 0 where nothing goes. states: (B, T, H); removed: (B, T) bool."""
+        share = removed / removed.sum(dim=1, keepdim=True).clamp(min=1)  # (B, T)
+        mean = (share[:, None].to(states.dtype) @ states).squeeze(1)
+        return nn.functional.linear(mean, self.weight)
+
+    def flops(self, tokens: int) -> int:
+        """Of one sequence of so many tokens."""
+        return 2 * tokens * len(self.weight) + 2 * self.weight.numel()
 
 
 # --- Teachers and students -------------------------------------------------------------------

@@ -165,6 +165,10 @@ class Family(ABC):
     def pruning(self) -> Any:
         """The setting that says how much is removed: a schedule, or a rate."""
 
+    def affects_pruned(self) -> dict[str, Any]:
+        """Whatever else decides the outcome of pruned runs."""
+        return {}
+
     @abstractmethod
     def method_name(self, method: Method) -> str:
         """A method's name in records and tables."""
@@ -253,6 +257,7 @@ class TaskRun:
             "seed": self.seed,
             "dense": {k: v for k, v in self.dense_affects.items() if k != "seed"},
             "pruning": self.family.pruning(),
+            **self.family.affects_pruned(),
             "training": vars(self.plan.pruned),
             "timing": [self.plan.timing_examples, self.plan.timing_passes],
         }

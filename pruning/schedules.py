@@ -13,9 +13,9 @@ HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
 # GLUE's pairs what its name says, CoLA's sentences 6 points more. README, "Which tokens, which layers", tells
 # how they were found.
 FOR_SIX_LAYERS = {
-    "half": {"sentence": [0.1, 0.15, 0.3, 0.5, 0, 0.3], "pair": [0.4, 0.1, 0.1, 0.2, 0.1, 0]},
-    "third": {"sentence": [0.45, 0.1, 0.3, 0.4, 0.3, 0.1], "pair": [0.65, 0.05, 0, 0, 0.2, 0]},
-    "fifth": {"sentence": [0.75, 0.05, 0, 0.1, 0.4, 0], "pair": [0.8, 0.1, 0.15, 0, 0, 0.15]},
+    "half": {"sentence": [0, 0, 0.3, 0.9, 0, 0], "pair": [0, 0.2, 0.3, 0.7, 0, 0]},
+    "third": {"sentence": [0.2, 0.2, 0.8, 0, 0, 0], "pair": [0, 0.5, 0.6, 0.5, 0, 0]},
+    "fifth": {"sentence": [0.5, 0.45, 0.5, 0.5, 0, 0], "pair": [0.5, 0.45, 0.5, 0.5, 0, 0]},
 }
 
 

@@ -72,6 +72,14 @@ def choose(
     return indices.clamp(max=positions - 1), chosen
 
 
+def left_out(mask: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
+    """(B, T) bool, the real tokens of `mask` that are not among the `indices` (B, K) that `choose` gave with
+    the mask `chosen` (B, K)."""
+    positions = mask.shape[1]
+    kept = mask.new_zeros(len(mask), positions + 1)  # one more for the filler
+    return mask & ~kept.scatter(1, indices.masked_fill(~chosen, positions), True)[:, :positions]
+
+
 def gather(aligned: Tensor, indices: Tensor) -> Tensor:
     """Takes `indices` (B, K) from `aligned` (B, T) or (B, T, H) along T."""
     if aligned.dim() == 2:

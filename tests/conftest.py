@@ -58,6 +58,8 @@ def build(schedule=None, methods="head", **changes) -> PrunedBertForSequenceClas
     with torch.no_grad():
         for pruner in model.bert.encoder.pruners.parameters():
             pruner.normal_()  # students as they come would hardly tell tokens apart
+        for residue in model.bert.encoder.residues.parameters():
+            residue.normal_(std=0.1)  # and removed tokens would leave nothing
     return model
 
 

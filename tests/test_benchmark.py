@@ -39,11 +39,14 @@ def test_flops_and_token_layers_are_those_of_what_runs(berts):
     assert bert_variant(pruned, [batch]).token_layers == 50 + 2 * (4 + 4 + 2) + 3 * (2 + 2 + 1)
     pruned.bert.encoder.fast_paths = FastPaths(no_padding=False, cls_only=False)
     student = pruned.bert.encoder.pruners["1"].flops()
+    residue = pruned.bert.encoder.residues["1"].flops
     assert pruned.flops(batch["attention_mask"]) == head + 3 * (
         bert_layer_flops(config, 20)
         + 20 * student
+        + residue(20)
         + 2 * bert_layer_flops(config, 4)
         + 4 * student
+        + residue(4)
         + 3 * bert_layer_flops(config, 2)
     )
 

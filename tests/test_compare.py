@@ -59,7 +59,7 @@ def test_rules_are_compared_in_pieces_that_resume(full_world, monkeypatch, capsy
     settle(monkeypatch, CompareRules4Bert, RULES)
     CompareRules4Bert.main()
     paths = sorted((full_world / "records/rules").glob("*/*.json"))
-    pieces = 2 + len(CompareRules4Bert.retrained_methods) + 2
+    pieces = 3 + len(CompareRules4Bert.retrained_methods) + 1 + 2
     assert len(paths) == 2 * 2 * pieces
     times = [path.stat().st_mtime_ns for path in paths]
     frozen = json.loads(next(path for path in paths if path.name.startswith("frozen")).read_text())
@@ -71,7 +71,12 @@ def test_rules_are_compared_in_pieces_that_resume(full_world, monkeypatch, capsy
     half = json.loads(next(path for path in paths if "column-mean-seed" in path.name).read_text())["dev"]
     assert half["half"]["token_layers_kept"] > half["third"]["token_layers_kept"]
     table = (full_world / "records/rules/summary.md").read_text()
-    assert "first 1 layers" in table and "dense, trained on" in table and "±" in table
+    assert (
+        "student, no residue" in table
+        and "first 1 layers" in table
+        and "dense, trained on" in table
+        and "±" in table
+    )
     assert re.search(r"column mean threshold +\| third", table)
     assert (full_world / "records/rules/retrained.png").stat().st_size > 10_000
     paths[0].unlink()

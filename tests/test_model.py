@@ -38,8 +38,12 @@ def test_pruned_output_is_that_of_the_kept_tokens_in_shorter_layers(batch):
         output = model(**row)
         states = model.bert.embeddings(row["input_ids"], row["token_type_ids"])
         alive = torch.arange(17)
-        for layer, kept in zip(model.bert.encoder.layer, output.kept, strict=True):
+        for number, (layer, kept) in enumerate(zip(model.bert.encoder.layer, output.kept, strict=True)):
             stay = torch.tensor([list(alive).index(place) for place in kept[0]])
+            if number > 0:
+                gone = [i for i in range(len(alive)) if i not in stay]
+                weight = model.bert.encoder.residues[str(number)].weight
+                states[:, 0] += states[:, gone].mean(dim=1) @ weight.T
             states, alive = states[:, stay], alive[stay]
             states = layer(states, None)
         logits = model.classifier(model.bert.pooler(states))
@@ -144,6 +148,25 @@ def test_every_method_trains_and_forward_steps_nothing(batch, method):
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
+
+
+def test_a_fresh_residue_leaves_nothing_and_a_trained_one_reaches_cls_alone(batch):
+    model = build([0, 0.5, 0], "head")
+    without = build([0, 0.5, 0], "head", pruning_residue=False)
+    without.load_state_dict(model.state_dict(), strict=False)
+    states = []
+    model.bert.encoder.layer[1].register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    model.bert.encoder.fast_paths = None
+    with torch.no_grad():
+        trained = model(**batch).logits
+        model.bert.encoder.residues["1"].weight.zero_()
+        fresh = model(**batch).logits
+        torch.testing.assert_close(fresh, without(**batch).logits, atol=1e-5, rtol=0)
+    assert not torch.allclose(fresh[:3], trained[:3], atol=1e-2)
+    assert torch.equal(states[0][:, 1:], states[1][:, 1:])
+    assert torch.equal(fresh[3], trained[3])  # one token: nothing goes
+    assert not any("residue" in name for name in without.state_dict())
+    assert without.flops(batch["attention_mask"]) < model.flops(batch["attention_mask"])
 
 
 def test_the_student_learns_without_moving_the_model(batch):
@@ -253,8 +276,9 @@ def test_any_hugging_face_folder_loads_and_stock_names_stay(tmp_path):
     )
     assert torch.equal(pruned.bert.pooler.dense.weight, stock.bert.pooler.dense.weight)
     assert torch.equal(pruned.bert.encoder.pruners["1"].counts, torch.zeros(64))
+    assert torch.equal(pruned.bert.encoder.residues["1"].weight, torch.zeros(32, 32))
     extra = set(pruned.state_dict()) - set(stock.state_dict())
-    assert extra == {"bert.encoder.pruners.1.counts"}
+    assert extra == {"bert.encoder.pruners.1.counts", "bert.encoder.residues.1.weight"}
 
 
 @pytest.mark.parametrize(

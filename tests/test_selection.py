@@ -45,6 +45,13 @@ def test_of_equal_scores_the_earlier_token_stays():
     assert indices.tolist() == [list(range(7))]
 
 
+def test_left_out_is_what_was_not_chosen_and_no_padding():
+    mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    indices, chosen = torch.tensor([[0, 2, 3], [1, 3, 3]]), torch.tensor([[True] * 3, [True, False, False]])
+    gone = selection.left_out(mask, indices, chosen)
+    assert gone.tolist() == [[False, True, False, False], [True, False, True, False]]
+
+
 def test_the_first_real_token_stays_whatever_its_score():
     mask = torch.tensor([[True] * 4, [False, False, True, True]])
     scores = torch.tensor([[-9.0, 1, 2, 3], [9.0, 9, -9, 1]])
