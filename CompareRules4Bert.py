@@ -48,6 +48,7 @@ pruned_epochs = {"sst-2": 2, "mrpc": 4, "cola": 4, "sts-b": 4}
 batch_size = 32
 learning_rate = 1e-4
 student_learning_rate = 1e-3
+residue_learning_rate = 1e-3
 distillation_share = 0.5
 ramp_share = 0.3
 
@@ -85,7 +86,7 @@ class Piece:
     name: str
     work: Callable[[TaskRun], dict[str, Any]]
     settings: tuple[str, ...]
-    residue: bool = False  # whether removed tokens leave one
+    residue: bool = False  # whether removed tokens leave something
 
     def affects(self, run: TaskRun) -> dict[str, Any]:
         chosen = {name: globals()[name] for name in self.settings}
@@ -415,6 +416,7 @@ def report(current: list[dict[str, Any]], labels: dict[str, list[float]]) -> Non
 OF_FROZEN = ("frozen_schedules", "student_rows", "student_epochs", "student_learning_rate")
 OF_TRAINING = ("pruned_epochs", "distillation_share", "ramp_share", "student_learning_rate")
 OF_RETRAINED = (*OF_TRAINING, "schedules_by_name")
+OF_RESIDUE = (*OF_RETRAINED, "residue_learning_rate")
 
 
 def pieces() -> list[Piece]:
@@ -422,7 +424,7 @@ def pieces() -> list[Piece]:
         Piece("frozen", frozen, OF_FROZEN),
         Piece(DENSE, dense, ()),
         Piece(LONGER, longer, OF_TRAINING),
-        *(Piece(m, retrained(m), OF_RETRAINED, residue=True) for m in retrained_methods),
+        *(Piece(m, retrained(m), OF_RESIDUE, residue=True) for m in retrained_methods),
         *(Piece(f"{m}, no residue", retrained(m, False), OF_RETRAINED) for m in without_residue),
         *(Piece(name, one_schedule(schedule), OF_TRAINING) for name, schedule in only_cls.items()),
         *(Piece(f"first {depth} layers", cut(depth), OF_TRAINING) for depth in depths),

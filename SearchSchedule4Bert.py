@@ -50,6 +50,7 @@ pruned_epochs = {"sst-2": 2, "mrpc": 3, "cola": 3, "sts-b": 3}
 batch_size = 32
 learning_rate = 1e-4
 student_learning_rate = 1e-3
+residue_learning_rate = 1e-3
 distillation_share = 0.5
 ramp_share = 0.5  # of the training, in which schedules get as hard as `kept_shares` says
 kept_shares = [0.15, 0.7]  # of the token-layers, that schedules keep while the model is trained

@@ -38,7 +38,7 @@ from pruning.training import Schedule
 
 PADDED = 128  # the length that the first code, and most papers, pad every input to
 SINGLES = 8  # examples that are timed one by one
-OF_PRUNED_ONLY = ("student_learning_rate", "distillation_share")
+OF_PRUNED_ONLY = ("student_learning_rate", "residue_learning_rate", "distillation_share")
 
 Method = str | list[str]
 State = dict[str, Tensor]
@@ -85,6 +85,7 @@ class Plan:
                 epochs=of_task(settings, "pruned_epochs", task),
                 ramp_share=settings["ramp_share"],
                 student_learning_rate=settings["student_learning_rate"],
+                residue_learning_rate=settings.get("residue_learning_rate", 0.0),  # the LSTM has none
                 distillation_share=settings["distillation_share"],
                 **common,
             ),

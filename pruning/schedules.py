@@ -10,8 +10,8 @@ from itertools import accumulate, pairwise
 HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
 
 # By `Task.kind`. Counts are rounded down before every layer, so short sentences keep more than a list says:
-# GLUE's pairs what its name says, CoLA's sentences 6 points more. README, "Which tokens, which layers", tells
-# how they were found.
+# GLUE's pairs what its name says, CoLA's sentences 3 to 5 points more. README, "Which tokens, which layers",
+# tells how they were found.
 FOR_SIX_LAYERS = {
     "half": {"sentence": [0, 0, 0.3, 0.9, 0, 0], "pair": [0, 0.2, 0.3, 0.7, 0, 0]},
     "third": {"sentence": [0.2, 0.2, 0.8, 0, 0, 0], "pair": [0, 0.5, 0.6, 0.5, 0, 0]},

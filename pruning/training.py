@@ -32,7 +32,7 @@ class Schedule:
 
     Attributes:
         epochs, batch_size, learning_rate: the usual ones; half an epoch is 0.5.
-        student_learning_rate: of the students and residues, which start from nothing.
+        student_learning_rate, residue_learning_rate: of what starts from nothing.
         warmup_share: of all steps, in which the learning rate rises from 0; then it falls to 0.
         ramp_share: of all steps, in which pruning rates rise from 0 to the schedule; after that, and
             so at the end, the model sees what inference does.
@@ -44,6 +44,7 @@ class Schedule:
     batch_size: int
     learning_rate: float
     student_learning_rate: float = 1e-3
+    residue_learning_rate: float = 1e-3
     warmup_share: float = 0.1
     ramp_share: float = 0.0
     weight_decay: float = 0.01
@@ -222,11 +223,14 @@ def _share_of(accelerator: Accelerator, epoch: list[Tensor]) -> list[Tensor]:
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW; only matrices decay, and what starts from nothing has a learning rate of its own."""
+    """AdamW; only matrices decay, and students and residues have learning rates of their own."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        is_new = "pruner" in name or "residue" in name
-        rate = schedule.student_learning_rate if is_new else schedule.learning_rate
+        rate = schedule.learning_rate
+        if "pruner" in name:
+            rate = schedule.student_learning_rate
+        elif "residue" in name:
+            rate = schedule.residue_learning_rate
         decay = schedule.weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
