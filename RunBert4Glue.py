@@ -65,9 +65,7 @@ pruned_epochs = 4  # of every pruned model, which starts as the dense one
 batch_size = 32
 learning_rate = 5e-5
 student_learning_rate = 1e-3  # of the students, which start from nothing
-residue_learning_rate = (
-    1e-3  # of the residues, which start from 0; less where there are but a few dozen steps
-)
+residue_learning_rate = 1e-3  # of the residues, which start from 0; try less for fewer than 100 steps
 distillation_share = 0.5  # of a pruned model's loss: the dense model's answers instead of the labels
 ramp_share = 0.3  # of a pruned model's training, in which its rates rise from 0 to the schedule
 evaluation_batch_size = 64
