@@ -4,9 +4,9 @@
 
     oracles    every rule prunes the dense model by what it sees in the whole sentence; nothing is trained
     students   a student of every rule, trained on the frozen dense model, prunes that model
-    retrained  the model is trained with its pruner: a few rules, the best one also without what removed
-               tokens leave behind, and what they have to beat: the dense model trained as long, attention
-               that nobody trained (PoWER-BERT, LTP), fewer layers, only [CLS]
+    retrained  the model is trained with its pruner: some rules at one schedule, the recipe of RunBert4Glue.py
+               at all, and once without what removed tokens leave; what they have to beat: the dense model
+               trained as long, attention that nobody trained (PoWER-BERT, LTP), fewer layers, only [CLS]
 
 Run it without parameters, after PrepareGlue4Bert.py: a night on two cores, minutes on a GPU. It goes in
 pieces; finished ones are skipped, so it may be stopped at any time. Change what is between the two rulers.
@@ -50,6 +50,8 @@ learning_rate = 1e-4
 student_learning_rate = 1e-3
 residue_learning_rate = 1e-3
 distillation_share = 0.5
+dropout = 0.0
+copies = {"sst-2": 1, "mrpc": 3, "cola": 3, "sts-b": 3}
 ramp_share = 0.3
 
 # Oracles and students: where the frozen model is pruned, and how many training sentences teach.
@@ -57,16 +59,17 @@ frozen_schedules = {"46%": [0, 0.5, 0, 0.5, 0, 0], "34%": [0, 0.7, 0, 0.5, 0, 0]
 student_rows = 2_000
 student_epochs = 5
 
-# Retrained: one training serves all of these schedules, each of its steps draws one.
+# Retrained.
 schedules_by_name = schedules.FOR_SIX_LAYERS  # name → kind of example → schedule
-retrained_methods = [
-    "ideal gradients student",
+compared_at = "third"  # the schedule of the other methods, and of the recipe without residue
+recipe = "ideal gradients student"
+other_methods = [
+    "gradient x input student",
     "attention rollout student",
     "column mean",
     "column mean threshold",
     "random",
 ]
-without_residue = ["ideal gradients student"]  # which of them also with nothing left behind
 depths = [3, 2, 1]  # BERTs cut to their first layers
 only_cls = {"[CLS] from layer 3": [0, 0, 0, 1, 0, 0], "[CLS] from layer 2": [0, 0, 1, 0, 0, 0]}
 evaluation_batch_size = 64
@@ -86,13 +89,14 @@ class Piece:
     name: str
     work: Callable[[TaskRun], dict[str, Any]]
     settings: tuple[str, ...]
-    residue: bool = False  # whether removed tokens leave something
+    pruning: Any = None  # a schedule, or the name of one
 
     def affects(self, run: TaskRun) -> dict[str, Any]:
+        task = run.data.task
         chosen = {name: globals()[name] for name in self.settings}
-        named = {"task": run.data.task.name, "method": self.name, "seed": run.seed}
-        left = {"residue": True} if self.residue else {}
-        return named | {"dense": run.dense_affects, "settings": chosen} | left
+        named = {"task": task.name, "method": self.name, "seed": run.seed}
+        rates = schedules_by_name[self.pruning][task.kind] if isinstance(self.pruning, str) else self.pruning
+        return named | {"dense": run.dense_affects, "settings": chosen, "pruning": rates}
 
     def go(self, run: TaskRun) -> None:
         """Does it, unless there is a record of it."""
@@ -217,41 +221,29 @@ def metric_of(run: TaskRun, found: dict[str, Any]) -> float:
 
 def with_family(run: TaskRun, family: RunBert4Glue.BertFamily) -> TaskRun:
     """The same run, and the same dense model with its answers, with another family."""
-    run.dense_logits()  # which the copy then has too
+    run.lessons()  # which the copy then has too
     run = copy.copy(run)
     run.family = family
     return run
 
 
-def retrained(method: str, residue: bool = True) -> Callable[[TaskRun], dict[str, Any]]:
-    """The model trained with its pruner, for all schedules at once."""
+def retrained(method: str, pruning: str | list[float], residue: bool) -> Callable[[TaskRun], dict[str, Any]]:
+    """The model trained with its pruner.
+
+    Args:
+        pruning: one rate for each layer, or the name in `schedules_by_name`.
+    """
 
     def work(run: TaskRun) -> dict[str, Any]:
-        family = copy.copy(run.family)
+        task = run.data.task
+        name, rates = "", pruning
+        if isinstance(pruning, str):
+            name, rates = pruning, schedules_by_name[pruning][task.kind]
+        family = run.family.pruned_by(rates, task)
         family.residue = residue
         run = with_family(run, family)
-        asked = {name: by_kind[run.data.task.kind] for name, by_kind in schedules_by_name.items()}
-        rates_at = schedules.one_of(list(asked.values()), ramp_share, run.seed)
-        model, curve = run.train_pruned(method, rates_at)
-        found = {}
-        for name, schedule in asked.items():
-            model.set_schedule(schedule)
-            run.family.after_training(model, run.train_examples)  # a threshold belongs to a schedule
-            found[name] = short(run.judge(model, run.data.splits["dev"]))
-        return {"dev": found, "loss_curve": curve}
-
-    return work
-
-
-def one_schedule(schedule: list[float]) -> Callable[[TaskRun], dict[str, Any]]:
-    """The model trained for one schedule in which no pruner has a choice, and nothing is left behind."""
-
-    def work(run: TaskRun) -> dict[str, Any]:
-        family = run.family.pruned_by(schedule, run.data.task)
-        family.residue = False
-        run = with_family(run, family)
-        model, curve = run.train_pruned("head")
-        return {"dev": {"": short(run.judge(model, run.data.splits["dev"]))}, "loss_curve": curve}
+        model, curve = run.train_pruned(method)
+        return {"dev": {name: short(run.judge(model, run.data.splits["dev"]))}, "loss_curve": curve}
 
     return work
 
@@ -267,23 +259,23 @@ def cut(layers: int) -> Callable[[TaskRun], dict[str, Any]]:
         state = RunBert4Glue.own_copy(dense.state_dict())
         model = PrunedBertForSequenceClassification.from_pretrained(None, config=config, state_dict=state)
         name = f"first {layers} layers"
-        curve = run.train(model, run.plan.pruned, name, None, run.dense_logits())
+        curve = run.train(model, run.plan.pruned, name, run.lessons())
         found = short(run.judge(model.eval(), run.data.splits["dev"]))
         return {"dev": {"": found | {"token_layers_kept": layers / run.family.layers}}, "loss_curve": curve}
 
     return work
 
 
-def dense(run: TaskRun) -> dict[str, Any]:
-    """The dense model, trained as usual."""
+def as_usual(run: TaskRun) -> dict[str, Any]:
+    """The dense model."""
     return {"dev": {"": short(run.judge(run.dense(), run.data.splits["dev"]))}}
 
 
 def longer(run: TaskRun) -> dict[str, Any]:
-    """The dense model, trained for a pruned model's epochs more."""
+    """The dense model, trained for a pruned model's epochs more, otherwise as it was."""
     model = copy.deepcopy(run.dense())
     set_seed(run.seed)
-    curve = run.train(model, replace(run.plan.pruned, distillation_share=0.0), LONGER, None)
+    curve = run.train(model, replace(run.plan.dense, epochs=run.plan.pruned.epochs), LONGER)
     return {"dev": {LONGER: short(run.judge(model.eval(), run.data.splits["dev"]))}, "loss_curve": curve}
 
 
@@ -414,19 +406,31 @@ def report(current: list[dict[str, Any]], labels: dict[str, list[float]]) -> Non
 # --- The grid ----------------------------------------------------------------------------------
 
 OF_FROZEN = ("frozen_schedules", "student_rows", "student_epochs", "student_learning_rate")
-OF_TRAINING = ("pruned_epochs", "distillation_share", "ramp_share", "student_learning_rate")
-OF_RETRAINED = (*OF_TRAINING, "schedules_by_name")
-OF_RESIDUE = (*OF_RETRAINED, "residue_learning_rate")
+OF_TRAINING = (
+    "pruned_epochs",
+    "distillation_share",
+    "ramp_share",
+    "student_learning_rate",
+    "dropout",
+    "copies",
+)
+OF_RESIDUE = (*OF_TRAINING, "residue_learning_rate")
+
+
+def trained(name: str, method: str, pruning: str | list[float], residue: bool = True) -> Piece:
+    return Piece(name, retrained(method, pruning, residue), OF_RESIDUE if residue else OF_TRAINING, pruning)
 
 
 def pieces() -> list[Piece]:
+    others = [name for name in schedules_by_name if name != compared_at]
     return [
         Piece("frozen", frozen, OF_FROZEN),
-        Piece(DENSE, dense, ()),
-        Piece(LONGER, longer, OF_TRAINING),
-        *(Piece(m, retrained(m), OF_RESIDUE, residue=True) for m in retrained_methods),
-        *(Piece(f"{m}, no residue", retrained(m, False), OF_RETRAINED) for m in without_residue),
-        *(Piece(name, one_schedule(schedule), OF_TRAINING) for name, schedule in only_cls.items()),
+        Piece(DENSE, as_usual, ()),
+        Piece(LONGER, longer, ("pruned_epochs",)),
+        *(trained(method, method, compared_at) for method in (recipe, *other_methods)),
+        trained(f"{recipe}, no residue", recipe, compared_at, residue=False),
+        *(trained(recipe, recipe, name) for name in others),
+        *(trained(name, "head", rates, residue=False) for name, rates in only_cls.items()),
         *(Piece(f"first {depth} layers", cut(depth), OF_TRAINING) for depth in depths),
     ]
 

@@ -52,9 +52,9 @@ pruning_schedule = "half"
 # pruning_schedule = [0, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0, 0]  # the 2020 manual's, for 12 layers
 
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency",
-# "ideal emission rate student", "attention rollout student", "column mean", "column mean threshold", and the
-# teachers, which are upper bounds: "ideal gradients", "ideal emission rate", "attention rollout". An entry
-# may also be a list with one for each layer.
+# "gradient x input student", "attention rollout student", "ideal emission rate student", "column mean",
+# "column mean threshold", and the teachers, which are upper bounds: "ideal gradients", "gradient x input",
+# "attention rollout", "ideal emission rate". An entry may also be a list with one for each layer.
 pruning_methods = ["ideal gradients student", "random"]
 residue = True  # what goes leaves its mean, through a trained matrix, with [CLS]; False: nothing, as in 2020
 task_names = ["cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli"]
@@ -68,6 +68,8 @@ student_learning_rate = 1e-3  # of the students, which start from nothing
 residue_learning_rate = 1e-3  # of the residues, which start from 0; try less for fewer than 100 steps
 distillation_share = 0.5  # of a pruned model's loss: the dense model's answers instead of the labels
 ramp_share = 0.3  # of a pruned model's training, in which its rates rise from 0 to the schedule
+dropout = 0.0  # of pruned models; None: as the BERT's configuration says, and as the dense model is trained
+copies = 3  # of each sentence, with words left out, for pruned models; an epoch has as many steps as without
 evaluation_batch_size = 64
 timing_examples = 128  # of the dev set, at even distances
 timing_passes = 3
@@ -85,6 +87,7 @@ class BertFamily(runs.Family):
     name = "BERT"
     cache_folder = "bert"
     make_batch = staticmethod(bert_batch)
+    marks = ("[CLS]", "[SEP]")
 
     def __init__(self, residue: bool = True) -> None:
         """With a pruner before every layer; see `runs.TaskRun.any_schedule`. Raises UserError if there is no

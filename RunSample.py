@@ -39,6 +39,7 @@ bert_settings = {
     "dense_epochs": 5,
     "pruned_epochs": 1,
     "ramp_share": 0.5,
+    "copies": 0,
     "learning_rate": 1e-4,
     "residue_learning_rate": 1e-4,  # at 1e-3 the few steps of the sample's pairs end in one answer for all
     "timing_examples": 16,

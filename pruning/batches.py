@@ -3,12 +3,12 @@
 Shapes: N rows, B rows of a batch, T positions of the batch's longest row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -46,6 +46,17 @@ class Ragged:
         lengths = self.lengths[rows]
         padded, mask = self.pad(rows)
         return Ragged.of(padded[mask], lengths, self.flat.dtype)
+
+    def only(self, kept: Tensor) -> "Ragged":
+        """A copy with only the items at which `kept` (total,) is True."""
+        before = nn.functional.pad(kept.cumsum(0), (1, 0))
+        return Ragged(self.flat[kept], before[self.offsets])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """The rows of all parts, one part after the other."""
+        flats = [part.flat for part in parts]
+        return cls.of(torch.cat(flats), torch.cat([part.lengths for part in parts]), flats[0].dtype)
 
     def pad(self, rows: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
         """These rows, zero on the right up to `width` (the longest of them by default).
@@ -128,6 +139,39 @@ def subset(examples: Examples, count: int | None, seed: int = 0) -> Examples:
 def held_out(examples: Examples, used: int, count: int, seed: int = 0) -> Examples:
     """At most `count` of the rows that `subset` leaves when it draws `used`."""
     return examples.take(_shuffled(examples, seed)[used : used + count])
+
+
+def leave_words_out(
+    examples: Examples, share: float, never: Sequence[int], seed: int
+) -> tuple[Examples, Tensor]:
+    """A copy of joined sequences (BERT's) in which each token is missing with the probability `share`.
+
+    Args:
+        never: the ids that are not left out ([CLS], [SEP]).
+
+    Returns:
+        The copy, with the labels of the originals, and (total,) bool, which of their tokens it has.
+    """
+    assert examples.second_ids is None
+    ids = examples.ids
+    drawn = torch.rand(len(ids.flat), generator=torch.Generator().manual_seed(seed))
+    kept = (drawn >= share) | torch.isin(ids.flat, torch.tensor(never, dtype=ids.flat.dtype))
+    seconds = examples.second_starts
+    if seconds is not None:
+        before = nn.functional.pad(kept.cumsum(0), (1, 0))
+        starts = ids.offsets[:-1]
+        seconds = (before[starts + seconds] - before[starts]).to(seconds.dtype)
+    return Examples(ids.only(kept), examples.labels, seconds), kept
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """The rows of all parts of joined sequences (BERT's), one part after the other."""
+    seconds = [part.second_starts for part in parts if part.second_starts is not None]
+    return Examples(
+        Ragged.joined([part.ids for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat(seconds) if seconds else None,
+    )
 
 
 def _shuffled(examples: Examples, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pruning import selection
 
-BERT_TEACHERS = ("ideal emission rate", "attention rollout", "ideal gradients")
+BERT_TEACHERS = ("ideal emission rate", "attention rollout", "ideal gradients", "gradient x input")
 LSTM_TEACHERS = ("lstm", "integrated gradients")
 SHARPNESS = 3.0  # of the target that students learn from
 

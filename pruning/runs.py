@@ -7,7 +7,7 @@ model of a task and seed is trained once: it is the baseline, the teacher and th
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,15 @@ from pruning.training import Schedule
 
 PADDED = 128  # the length that the first code, and most papers, pad every input to
 SINGLES = 8  # examples that are timed one by one
-OF_PRUNED_ONLY = ("student_learning_rate", "residue_learning_rate", "distillation_share")
+OF_PRUNED = (  # settings of how pruned models are trained; a runner lacks what its models do not need
+    "ramp_share",
+    "student_learning_rate",
+    "residue_learning_rate",
+    "distillation_share",
+    "dropout",
+    "copies",
+)
+OF_PRUNED_ONLY = {*OF_PRUNED, "words_left_out"} - {"ramp_share"}  # in no dense model's key
 
 Method = str | list[str]
 State = dict[str, Tensor]
@@ -72,8 +80,8 @@ class Plan:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], task: str) -> "Plan":
-        """For one task, from a runner's settings block as `records.settings_block` gives it. The number of
-        rows and of epochs may be a dictionary, task → number. Raises UserError if that lacks the task."""
+        """For one task, from a runner's settings block as `records.settings_block` gives it. Rows, epochs and
+        what is in OF_PRUNED may be dictionaries, task → value. Raises UserError if one lacks the task."""
 
         common = {name: settings[name] for name in ("batch_size", "learning_rate")}
         return cls(
@@ -83,11 +91,8 @@ class Plan:
             dense=Schedule(epochs=of_task(settings, "dense_epochs", task), **common),
             pruned=Schedule(
                 epochs=of_task(settings, "pruned_epochs", task),
-                ramp_share=settings["ramp_share"],
-                student_learning_rate=settings["student_learning_rate"],
-                residue_learning_rate=settings.get("residue_learning_rate", 0.0),  # the LSTM has none
-                distillation_share=settings["distillation_share"],
                 **common,
+                **{name: of_task(settings, name, task) for name in OF_PRUNED if name in settings},
             ),
             evaluation_batch_size=settings["evaluation_batch_size"],
             timing_examples=settings["timing_examples"],
@@ -133,10 +138,30 @@ class TaskData:
         )
 
 
+@dataclass
+class Lessons:
+    """What a model that is trained from a dense one learns from.
+
+    Attributes:
+        examples: the training examples, then their copies.
+        logits: (N, C) what the dense model answers to them.
+        kept: for every copy, which tokens of the originals it has; see `batches.leave_words_out`.
+    """
+
+    examples: Examples
+    logits: Tensor
+    kept: list[Tensor]
+
+    def scores(self, of_originals: Ragged) -> Ragged:
+        """The scores of all tokens: of a copy's, those that they have in the whole sentence."""
+        return Ragged.joined([of_originals, *(of_originals.only(kept) for kept in self.kept)])
+
+
 class Family(ABC):
     """What a kind of model brings to the grid.
 
     Attributes:
+        marks: tokens that are no words, and stay when words are left out.
         name: folder under records/.
         cache_folder: folder under cache/.
         layers: how many layers process tokens.
@@ -149,6 +174,7 @@ class Family(ABC):
     layers: int
     make_batch: Callable[[Examples, Tensor], Batch]
     affects: dict[str, Any]
+    marks: tuple[str, ...] = ()
 
     @abstractmethod
     def build(self, data: TaskData, method: Method | None, seed: int, start: State | None) -> nn.Module:
@@ -247,7 +273,7 @@ class TaskRun:
         }
         self.dense_key = records.key_of(self.dense_affects)
         self._dense: nn.Module | None = None
-        self._dense_logits: Tensor | None = None
+        self._lessons: Lessons | None = None
 
     def affects_of(self, method: Method) -> dict[str, Any]:
         """Everything that decides the outcome of a pruned run."""
@@ -274,7 +300,7 @@ class TaskRun:
 
     def forget(self) -> None:
         """Lets go of the dense model, which is in cache/."""
-        self._dense = self._dense_logits = None
+        self._dense = self._lessons = None
 
     def _finished(self, affects: dict[str, Any]) -> bool:
         path = records.path_of(self.family.name, affects)
@@ -311,7 +337,7 @@ class TaskRun:
         model: Any = self.family.build(self.data, None, self.seed, None)
         if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
             model.classifier.bias.data.fill_(float(self.data.splits["train"].labels.mean()))
-        curve = self.train(model, self.plan.dense, DENSE, None)
+        curve = self.train(model, self.plan.dense, DENSE)
         self._dense = model.eval()
         if self.accelerator.is_main_process:
             state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
@@ -344,11 +370,29 @@ class TaskRun:
             started,
         )
 
-    def dense_logits(self) -> Tensor:
-        """(N, C) what the dense model answers to the training examples."""
-        if self._dense_logits is None:
-            self._dense_logits = self._predict(self.dense(), self.train_examples).logits
-        return self._dense_logits
+    def lessons(self) -> Lessons:
+        """The training examples with the dense model's answers, and copies of them, as many as the plan says,
+        from which words are left out. The label of a copy is the dense model's answer: left-out words may
+        change what is true (TinyBERT, Jiao et al., 2020, learns from altered sentences in the same way)."""
+        if self._lessons is None:
+            dense, schedule = self.dense(), self.plan.pruned
+            never = [self.data.vocabulary.index(mark) for mark in self.family.marks]
+            parts, all_logits, all_kept = [], [], []
+            for copy in range(1 + schedule.copies):
+                examples = self.train_examples
+                if copy:
+                    seed = 1_000 * self.seed + copy
+                    examples, kept = batches.leave_words_out(examples, schedule.words_left_out, never, seed)
+                    all_kept.append(kept)
+                logits = self._predict(dense, examples).logits
+                if copy:
+                    answers = metrics.predictions_of(self.data.task, logits)
+                    examples = replace(examples, labels=torch.tensor(answers, dtype=torch.float32))
+                parts.append(examples)
+                all_logits.append(logits)
+            everything = batches.joined(parts) if schedule.copies else self.train_examples
+            self._lessons = Lessons(everything, torch.cat(all_logits), all_kept)
+        return self._lessons
 
     def train_pruned(
         self, method: Method, rates_at: Callable[[float], Sequence[float]] | None = None
@@ -360,11 +404,11 @@ class TaskRun:
         """
         dense = self.dense()
         scores = self._teacher_scores(method, self.train_examples, keep=True)
-        logits = self.dense_logits()
+        lessons = self.lessons()
         set_seed(self.seed)
         model = self.family.build(self.data, method, self.seed, dense.state_dict())
         name = self.family.method_name(method)
-        curve = self.train(model, self.plan.pruned, name, scores, logits, rates_at)
+        curve = self.train(model, self.plan.pruned, name, lessons, scores, rates_at)
         self.family.after_training(model, self.train_examples)
         return model.eval(), curve
 
@@ -395,20 +439,28 @@ class TaskRun:
         model: nn.Module,
         schedule: Schedule,
         name: str,
-        scores: dict[Place, Ragged] | None,
-        logits: Tensor | None = None,
+        lessons: Lessons | None = None,
+        scores: dict[Place, Ragged] | None = None,
         rates_at: Callable[[float], Sequence[float]] | None = None,
     ) -> list[tuple[int, float]]:
-        """See `training.train`."""
+        """See `training.train`.
+
+        Args:
+            lessons: None: the training examples and their labels alone.
+            scores: of the training examples' tokens, by the teachers.
+        """
+        taught = None
+        if lessons is not None and scores is not None:
+            taught = {place: lessons.scores(ragged) for place, ragged in scores.items()}
         return training.train(
             model,
-            self.train_examples,
+            self.train_examples if lessons is None else lessons.examples,
             self.family.make_batch,
             schedule,
             seed=self.seed,
             accelerator=self.accelerator,
-            teacher_scores=scores,
-            teacher_logits=logits,
+            teacher_scores=taught,
+            teacher_logits=None if lessons is None else lessons.logits,
             rates_at=rates_at,
             name=f"{self.data.task.name}, {name}, seed {self.seed}",
         )

@@ -105,21 +105,14 @@ def at_random(
     return rates_at
 
 
-def one_of(
-    schedules: Sequence[Sequence[float]], ramp_share: float, seed: int
-) -> Callable[[float], list[float]]:
-    """For a model that is to serve these schedules: one of them at random for every training step, its rates
-    rising from 0 in the first `ramp_share` of the training.
+def rising(schedule: Sequence[float], ramp_share: float) -> Callable[[float], list[float]]:
+    """For a model that is to serve this schedule: its rates rise from 0 in the first `ramp_share` of the
+    training.
 
     Returns:
         `rates_at` of `training.train`.
     """
-    rng = random.Random(seed)
-
-    def rates_at(progress: float) -> list[float]:
-        return [_rise(progress, ramp_share) * rate for rate in rng.choice(schedules)]
-
-    return rates_at
+    return lambda progress: [_rise(progress, ramp_share) * rate for rate in schedule]
 
 
 def _rise(progress: float, ramp_share: float) -> float:

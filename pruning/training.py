@@ -38,6 +38,10 @@ class Schedule:
             so at the end, the model sees what inference does.
         weight_decay: of matrices; biases and norms have none.
         distillation_share: of the loss, that asks for a teacher's logits instead of the labels.
+        dropout: of the whole model; None: as its configuration says.
+        copies: how many copies of every example are learned from, besides itself, each with other words
+            left out; see `runs.TaskRun.lessons`. An epoch is as many steps as there would be without.
+        words_left_out: share of the words that a copy lacks.
     """
 
     epochs: float
@@ -49,6 +53,9 @@ class Schedule:
     ramp_share: float = 0.0
     weight_decay: float = 0.01
     distillation_share: float = 0.0
+    dropout: float | None = None
+    copies: int = 0
+    words_left_out: float = 0.15
 
 
 @dataclass
@@ -124,7 +131,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU (MPS)"
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def train(
@@ -143,6 +151,7 @@ def train(
     """Trains `model` in place on all `examples`, to the last epoch: nothing is chosen by a dev set.
 
     Args:
+        examples: with all their copies, where `schedule` has any.
         teacher_scores: place → scores of the examples, for students to learn from and teachers to
             prune by.
         teacher_logits: (N, C) what the model is to answer; see `Schedule.distillation_share`.
@@ -153,16 +162,20 @@ def train(
         The curve of the loss: (step, mean loss since the point before), about 50 points.
     """
     lengths = examples.lengths
+    epochs = schedule.epochs / (1 + schedule.copies)
     plan = [
         _share_of(accelerator, batches.shuffled_batches(lengths, schedule.batch_size, 1_000 * seed + e))
-        for e in range(math.ceil(schedule.epochs))
+        for e in range(math.ceil(epochs))
     ]
     todo = [rows for epoch in plan for rows in epoch]
-    steps = max(1, round(len(todo) * schedule.epochs / len(plan)))
+    steps = max(1, round(len(todo) * epochs / len(plan)))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and schedule.dropout is not None:
+            module.p = schedule.dropout
     optimizer = build_optimizer(model, schedule)
     scheduler = get_linear_schedule_with_warmup(optimizer, int(schedule.warmup_share * steps), steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    rates_at = rates_at or schedules.one_of([model.schedule], schedule.ramp_share, seed)
+    rates_at = rates_at or schedules.rising(model.schedule, schedule.ramp_share)
     curve: list[tuple[int, float]] = []
     since: list[Tensor] = []
     memory = Memory()

@@ -118,3 +118,36 @@ def test_bert_batches_mark_the_second_segment():
     batch = batches.bert_batch(examples, torch.tensor([0, 1]))
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0] * 5]
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+
+
+def pairs() -> Examples:
+    """Four joined pairs, [CLS] = 1, [SEP] = 2, words from 3 on."""
+    rows = [[1, *range(3, 3 + a), 2, *range(40, 40 + b), 2] for a, b in ((30, 20), (1, 1), (8, 40), (25, 3))]
+    seconds = torch.tensor([row.index(2) + 1 for row in rows], dtype=torch.int32)
+    ids = Ragged.of([i for row in rows for i in row], [len(row) for row in rows])
+    return Examples(ids, torch.tensor([0.0, 1.0, 0.0, 1.0]), seconds)
+
+
+def test_words_are_left_out_and_marks_are_not():
+    whole = pairs()
+    copy, kept = batches.leave_words_out(whole, 0.3, [1, 2], seed=0)
+    assert len(copy) == len(whole) and torch.equal(copy.labels, whole.labels)
+    assert torch.equal(copy.ids.flat, whole.ids.flat[kept])
+    words = whole.ids.flat > 2
+    assert 0.2 < (~kept)[words].float().mean() < 0.4 and kept[~words].all()
+    for row in range(len(whole)):
+        ids = copy.ids.row(row).tolist()
+        second = int(copy.second_starts[row])
+        assert ids[0] == 1 and ids.count(2) == 2 and ids[second - 1] == 2
+        assert all(i < 40 for i in ids[:second]) and all(i >= 40 for i in ids[second:-1])
+        assert ids == [i for i in whole.ids.row(row).tolist() if i in ids]  # in order
+    assert not torch.equal(kept, batches.leave_words_out(whole, 0.3, [1, 2], seed=1)[1])
+
+
+def test_parts_are_joined_row_by_row():
+    whole = pairs()
+    copy, _ = batches.leave_words_out(whole, 0.3, [1, 2], seed=0)
+    both = batches.joined([whole, copy])
+    assert len(both) == 8 and both.ids.row(5).tolist() == copy.ids.row(1).tolist()
+    assert both.second_starts.tolist() == whole.second_starts.tolist() + copy.second_starts.tolist()
+    assert both.labels.tolist() == [0, 1, 0, 1] * 2

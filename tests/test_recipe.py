@@ -22,6 +22,7 @@ COMMON = {
 BERT = COMMON | {
     "pruning_schedule": [0.8, 0, 0],
     "pruning_methods": ["ideal gradients student", "random"],
+    "residue": False,  # so that only the choice counts: the mean of what goes tells of the word too
     "learning_rate": 2e-3,
     "dense_epochs": 8,
     "pruned_epochs": 4,

@@ -427,3 +427,24 @@ def test_training_a_model_leaves_the_one_it_started_from_alone(bert, full_world,
             parameter.add_(1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
     assert all(torch.equal(tensor, pretrained[name]) for name, tensor in family.weights.items())
+
+
+def test_copies_are_answered_by_the_dense_model(bert, full_world, monkeypatch):
+    """And each of their tokens has the score that it has in the whole sentence."""
+    family = RunBert4Glue.BertFamily().pruned_by([0, 0.5, 0.5], GLUE["sst-2"])
+    settings = records.settings_block(vars(RunBert4Glue)) | BERT | {"copies": 2, "pruned_epochs": 3}
+    [data] = RunBert4Glue.open_caches(family.config, ["sst-2"])
+    run = runs.TaskRun(family, runs.Plan.from_settings(settings, "sst-2"), data, 0, training.pick_device())
+    whole, lessons = run.train_examples, run.lessons()
+    assert len(lessons.examples) == len(lessons.logits) == 3 * len(whole)
+    assert torch.equal(lessons.examples.labels[: len(whole)], whole.labels)
+    copied = torch.arange(len(whole), 3 * len(whole))
+    answers = run._predict(run.dense(), lessons.examples.take(copied)).logits
+    assert torch.allclose(lessons.logits[copied], answers, atol=1e-5)
+    assert torch.equal(lessons.examples.labels[copied], answers.argmax(dim=1).float())
+    assert len(lessons.examples.ids.flat) < 2.95 * len(whole.ids.flat)
+    assert torch.equal(lessons.scores(whole.ids).flat, lessons.examples.ids.flat)  # ids in place of scores
+    model, curve = run.train_pruned("ideal gradients student")
+    assert curve[-1][0] == 3 * len(whole) // 8  # as many steps as without copies
+    assert all(m.p == 0 for m in model.modules() if isinstance(m, torch.nn.Dropout))
+    assert any(m.p > 0 for m in run.dense().modules() if isinstance(m, torch.nn.Dropout))
