@@ -35,7 +35,7 @@ from pruning.batches import bert_batch, shuffled_batches
 from pruning.pruners import StudentPruner, ranking_loss
 from pruning.records import DENSE
 from pruning.runs import Plan, TaskRun
-from pruning.tasks import GLUE
+from pruning.tasks import GLUE, Task
 from pruning.teachers import RULES
 
 # ----------------------------------------------------------------------------------------------
@@ -65,7 +65,6 @@ compared_at = "third"  # the schedule of the other methods, and of the recipe wi
 recipe = "ideal gradients student"
 other_methods = [
     "gradient x input student",
-    "attention rollout student",
     "column mean",
     "column mean threshold",
     "random",
@@ -95,8 +94,8 @@ class Piece:
         task = run.data.task
         chosen = {name: globals()[name] for name in self.settings}
         named = {"task": task.name, "method": self.name, "seed": run.seed}
-        rates = schedules_by_name[self.pruning][task.kind] if isinstance(self.pruning, str) else self.pruning
-        return named | {"dense": run.dense_affects, "settings": chosen, "pruning": rates}
+        pruning = rates_of(self.pruning, task)
+        return named | {"dense": run.dense_affects, "settings": chosen, "pruning": pruning}
 
     def go(self, run: TaskRun) -> None:
         """Does it, unless there is a record of it."""
@@ -120,6 +119,11 @@ class Piece:
         }
         records.write(path, record)
         print(f"{path}: {record['wall_seconds']:.0f} seconds", flush=True)
+
+
+def rates_of(pruning: Any, task: Task) -> Any:
+    """The rates of a schedule that is given by its name, else what is given."""
+    return schedules_by_name[pruning][task.kind] if isinstance(pruning, str) else pruning
 
 
 # --- Oracles and students ----------------------------------------------------------------------
@@ -236,10 +240,8 @@ def retrained(method: str, pruning: str | list[float], residue: bool) -> Callabl
 
     def work(run: TaskRun) -> dict[str, Any]:
         task = run.data.task
-        name, rates = "", pruning
-        if isinstance(pruning, str):
-            name, rates = pruning, schedules_by_name[pruning][task.kind]
-        family = run.family.pruned_by(rates, task)
+        name = pruning if isinstance(pruning, str) else ""
+        family = run.family.pruned_by(rates_of(pruning, task), task)
         family.residue = residue
         run = with_family(run, family)
         model, curve = run.train_pruned(method)
@@ -276,12 +278,12 @@ def longer(run: TaskRun) -> dict[str, Any]:
     model = copy.deepcopy(run.dense())
     set_seed(run.seed)
     curve = run.train(model, replace(run.plan.dense, epochs=run.plan.pruned.epochs), LONGER)
-    return {"dev": {LONGER: short(run.judge(model.eval(), run.data.splits["dev"]))}, "loss_curve": curve}
+    return {"dev": {"": short(run.judge(model.eval(), run.data.splits["dev"]))}, "loss_curve": curve}
 
 
 def short(found: dict[str, Any]) -> dict[str, Any]:
     """Of a judgement what the tables and intervals need."""
-    digits = [round(value, 3) for value in found["predictions"]]
+    digits = [round(value, 2) for value in found["predictions"]]
     kept = {name: found[name] for name in ("metrics", "token_layers_kept")}
     return kept | {"predictions": [int(v) if v == int(v) else v for v in digits]}
 
@@ -321,10 +323,8 @@ def collect(found: list[dict[str, Any]]) -> dict[tuple[str, str], Answers]:
     """Method and schedule → task → seed → judgement."""
     collected: dict[tuple[str, str], Answers] = defaultdict(lambda: defaultdict(dict))
     for record in found:
-        for name, judgement in record.get("dev", {}).items():
-            method = name if record["method"] == LONGER else record["method"]
-            schedule = "" if method in (name, LONGER) else name
-            collected[method, schedule][record["task"]][record["seed"]] = judgement
+        for schedule, judgement in record.get("dev", {}).items():
+            collected[record["method"], schedule][record["task"]][record["seed"]] = judgement
     return collected
 
 

@@ -394,8 +394,10 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
 
     @torch.no_grad()
     def calibrate(self, batch: dict[str, Tensor]) -> None:
-        """Sets the thresholds of `column mean threshold` pruners to what removes the scheduled share of
-        all tokens of this batch, of many examples drawn at random. Leaves the model in evaluation mode."""
+        """Sets the thresholds of `column mean threshold` pruners to what removes as many tokens of this
+        batch, of many examples drawn at random, as the schedule would.
+
+        Leaves the model in evaluation mode."""
         self.eval()
         thresholds = [m for m in self.modules() if isinstance(m, ThresholdPruner)]
         for pruner in thresholds:

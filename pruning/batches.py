@@ -49,8 +49,7 @@ class Ragged:
 
     def only(self, kept: Tensor) -> "Ragged":
         """A copy with only the items at which `kept` (total,) is True."""
-        before = nn.functional.pad(kept.cumsum(0), (1, 0))
-        return Ragged(self.flat[kept], before[self.offsets])
+        return Ragged(self.flat[kept], _kept_before(kept)[self.offsets])
 
     @classmethod
     def joined(cls, parts: Sequence["Ragged"]) -> "Ragged":
@@ -158,8 +157,7 @@ def leave_words_out(
     kept = (drawn >= share) | torch.isin(ids.flat, torch.tensor(never, dtype=ids.flat.dtype))
     seconds = examples.second_starts
     if seconds is not None:
-        before = nn.functional.pad(kept.cumsum(0), (1, 0))
-        starts = ids.offsets[:-1]
+        before, starts = _kept_before(kept), ids.offsets[:-1]
         seconds = (before[starts + seconds] - before[starts]).to(seconds.dtype)
     return Examples(ids.only(kept), examples.labels, seconds), kept
 
@@ -172,6 +170,11 @@ def joined(parts: Sequence[Examples]) -> Examples:
         torch.cat([part.labels for part in parts]),
         torch.cat(seconds) if seconds else None,
     )
+
+
+def _kept_before(kept: Tensor) -> Tensor:
+    """(total,) bool to (total + 1,) int64: how many of the items before each place are kept."""
+    return nn.functional.pad(kept.cumsum(0), (1, 0))
 
 
 def _shuffled(examples: Examples, seed: int) -> Tensor:

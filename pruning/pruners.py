@@ -198,7 +198,7 @@ class ThresholdPruner(ColumnMeanPruner):
     (LTP, Kim et al., KDD 2022).
 
     Where LTP learns its threshold by a penalty, here it is tuned to the schedule: in training it is the
-    quantile at which the batch loses the share `rate` of all its tokens, and `calibrate` sets it for
+    quantile at which the batch loses as many tokens as it would at the rate, and `calibrate` sets it for
     evaluation.
     """
 
@@ -210,12 +210,12 @@ class ThresholdPruner(ColumnMeanPruner):
 
     def counts(self, scores: Tensor, tokens: Tokens, rate: float) -> list[int]:
         """How many tokens of each example stay, the first one always."""
+        first = tokens.mask.int().argmax(dim=1, keepdim=True)
         if self.training:
-            values = scores[tokens.mask]
-            removed = len(values) - selection.count_kept(len(values), rate)
+            removed = sum(n - selection.count_kept(n, rate) for n in tokens.lengths)
+            values = scores[tokens.mask.scatter(1, first, False)]
             self.threshold.fill_(values.kthvalue(removed).values if removed else -1.0)
         stay = (scores > self.threshold) & tokens.mask
-        first = tokens.mask.int().argmax(dim=1, keepdim=True)
         return stay.scatter(1, first, True).sum(dim=1).tolist()
 
 

@@ -94,7 +94,7 @@ def git_commit() -> str | None:
 def write(path: Path, record: dict[str, Any]) -> None:
     """Writes a record, whole or not at all."""
     with whole_file(path) as file:
-        file.write(json.dumps(record, ensure_ascii=False).encode())
+        file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -375,23 +375,19 @@ class TaskRun:
         from which words are left out. The label of a copy is the dense model's answer: left-out words may
         change what is true (TinyBERT, Jiao et al., 2020, learns from altered sentences in the same way)."""
         if self._lessons is None:
-            dense, schedule = self.dense(), self.plan.pruned
+            dense, originals, schedule = self.dense(), self.train_examples, self.plan.pruned
             never = [self.data.vocabulary.index(mark) for mark in self.family.marks]
-            parts, all_logits, all_kept = [], [], []
-            for copy in range(1 + schedule.copies):
-                examples = self.train_examples
-                if copy:
-                    seed = 1_000 * self.seed + copy
-                    examples, kept = batches.leave_words_out(examples, schedule.words_left_out, never, seed)
-                    all_kept.append(kept)
-                logits = self._predict(dense, examples).logits
-                if copy:
-                    answers = metrics.predictions_of(self.data.task, logits)
-                    examples = replace(examples, labels=torch.tensor(answers, dtype=torch.float32))
-                parts.append(examples)
-                all_logits.append(logits)
-            everything = batches.joined(parts) if schedule.copies else self.train_examples
-            self._lessons = Lessons(everything, torch.cat(all_logits), all_kept)
+            parts, answers, all_kept = [originals], [self._predict(dense, originals).logits], []
+            for number in range(1, 1 + schedule.copies):
+                seed = 1_000 * self.seed + number
+                copy, kept = batches.leave_words_out(originals, schedule.words_left_out, never, seed)
+                logits = self._predict(dense, copy).logits
+                labels = torch.tensor(metrics.predictions_of(self.data.task, logits), dtype=torch.float32)
+                parts.append(replace(copy, labels=labels))
+                answers.append(logits)
+                all_kept.append(kept)
+            examples = batches.joined(parts) if all_kept else originals
+            self._lessons = Lessons(examples, torch.cat(answers), all_kept)
         return self._lessons
 
     def train_pruned(
