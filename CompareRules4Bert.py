@@ -231,7 +231,7 @@ def with_family(run: TaskRun, family: RunBert4Glue.BertFamily) -> TaskRun:
     return run
 
 
-def retrained(method: str, pruning: str | list[float], residue: bool) -> Callable[[TaskRun], dict[str, Any]]:
+def retrained(name: str, method: str, pruning: str | list[float], residue: bool = True) -> Piece:
     """The model trained with its pruner.
 
     Args:
@@ -240,14 +240,14 @@ def retrained(method: str, pruning: str | list[float], residue: bool) -> Callabl
 
     def work(run: TaskRun) -> dict[str, Any]:
         task = run.data.task
-        name = pruning if isinstance(pruning, str) else ""
+        schedule = pruning if isinstance(pruning, str) else ""
         family = run.family.pruned_by(rates_of(pruning, task), task)
         family.residue = residue
         run = with_family(run, family)
         model, curve = run.train_pruned(method)
-        return {"dev": {name: short(run.judge(model, run.data.splits["dev"]))}, "loss_curve": curve}
+        return {"dev": {schedule: short(run.judge(model, run.data.splits["dev"]))}, "loss_curve": curve}
 
-    return work
+    return Piece(name, work, OF_RESIDUE if residue else OF_TRAINING, pruning)
 
 
 def cut(layers: int) -> Callable[[TaskRun], dict[str, Any]]:
@@ -417,20 +417,16 @@ OF_TRAINING = (
 OF_RESIDUE = (*OF_TRAINING, "residue_learning_rate")
 
 
-def trained(name: str, method: str, pruning: str | list[float], residue: bool = True) -> Piece:
-    return Piece(name, retrained(method, pruning, residue), OF_RESIDUE if residue else OF_TRAINING, pruning)
-
-
 def pieces() -> list[Piece]:
     others = [name for name in schedules_by_name if name != compared_at]
     return [
         Piece("frozen", frozen, OF_FROZEN),
         Piece(DENSE, as_usual, ()),
         Piece(LONGER, longer, ("pruned_epochs",)),
-        *(trained(method, method, compared_at) for method in (recipe, *other_methods)),
-        trained(f"{recipe}, no residue", recipe, compared_at, residue=False),
-        *(trained(recipe, recipe, name) for name in others),
-        *(trained(name, "head", rates, residue=False) for name, rates in only_cls.items()),
+        *(retrained(method, method, compared_at) for method in (recipe, *other_methods)),
+        retrained(f"{recipe}, no residue", recipe, compared_at, residue=False),
+        *(retrained(recipe, recipe, name) for name in others),
+        *(retrained(name, "head", rates, residue=False) for name, rates in only_cls.items()),
         *(Piece(f"first {depth} layers", cut(depth), OF_TRAINING) for depth in depths),
     ]
 
