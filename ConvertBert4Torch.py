@@ -6,106 +6,83 @@
         --pytorch_dump_path cache/pytorch_model.bin
 
 (One dash works too.) Any size, cased or not, any language; the pooler and the pre-training heads come along
-where the checkpoint has them, an optimizer's variables are left behind. Needs TensorFlow, whose checkpoint
-reader reads the file; the weights are named and laid out as transformers' BertForPreTraining has them.
+where the checkpoint has them, an optimizer's variables and other heads are left behind. Needs TensorFlow,
+whose checkpoint reader reads the file; the weights are named and laid out as transformers'
+BertForPreTraining has them, in fp32.
 """
 
 import argparse
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings are not for our user
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+import numpy as np
 import tensorflow as tf
 import torch
-from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
-from pruning import caches
-from pruning.errors import UserError
-
-OPTIMIZER = re.compile(r"(adam_[mv]|Adam|AdamWeightDecayOptimizer|LAMB|lamb_[mv])(_\d+)?$|^global_step$")
-WHOLE_NAMES = {
-    "cls/predictions/output_bias": "cls.predictions.bias",
-    "cls/seq_relationship/output_weights": "cls.seq_relationship.weight",
-    "cls/seq_relationship/output_bias": "cls.seq_relationship.bias",
-}
-LAST_PARTS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
+from pruning import bert_folder, caches, tensorflow_names
+from pruning.bert_folder import Weights
+from pruning.errors import UserError, run_script
 
 
-def torch_name(variable: str) -> str | None:
-    """The name of a TensorFlow variable in BertForPreTraining, None for one that is no part of it."""
-    if OPTIMIZER.search(variable):
-        return None
-    if variable in WHOLE_NAMES:
-        return WHOLE_NAMES[variable]
-    if not variable.startswith(("bert/", "cls/")):
-        return None
-    *parts, last = variable.split("/")
-    parts = [re.sub(r"^layer_(\d+)$", r"layer.\1", part) for part in parts]
-    if last.endswith("_embeddings"):
-        return ".".join([*parts, last, "weight"])
-    return ".".join([*parts, LAST_PARTS.get(last, last)])
+def read_checkpoint(path: str) -> Weights:
+    """Every weight of BERT in a checkpoint, as fp32 under its PyTorch name. Says what else was in it.
 
-
-def to_torch(variable: str, values: Any) -> Tensor:
-    """The tensor of a variable. TensorFlow's dense kernels are [in, out], PyTorch's [out, in]."""
-    tensor = torch.from_numpy(values)
-    return tensor.t().contiguous() if variable.endswith("/kernel") else tensor
-
-
-def read_checkpoint(path: str) -> dict[str, Tensor]:
-    """Every variable of BERT in a checkpoint, under its PyTorch name.
-
-    Raises UserError for a checkpoint that is missing, truncated or lacks a shard.
+    Raises UserError for a checkpoint that is missing, damaged or lacks a part, or has NaN or infinity.
     """
-    tensors, others = {}, []
+    weights, others = {}, []
     try:
         reader = tf.train.load_checkpoint(path)
-        for variable in sorted(reader.get_variable_to_shape_map()):
-            name = torch_name(variable)
-            if name is not None:
-                tensors[name] = to_torch(variable, reader.get_tensor(variable))
-            elif not OPTIMIZER.search(variable):
+        for variable, dtype in sorted(reader.get_variable_to_dtype_map().items()):
+            name = tensorflow_names.torch_name(variable)
+            if name is None or not dtype.is_floating:
                 others.append(variable)
-    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
-        there = ", ".join(p.name for p in sorted(Path(path).parent.glob(f"{Path(path).name}*"))) or "nothing"
-        raise UserError(
-            f"{path} cannot be read as a TensorFlow checkpoint: {error}\n"
-            f"It needs {Path(path).name}.index and every {Path(path).name}.data-…; there is: {there}"
-        ) from None
+                continue
+            with np.errstate(all="ignore"):  # what is too great for fp32 is refused below
+                values = np.asarray(reader.get_tensor(variable), dtype=np.float32)
+            weights[name] = tensorflow_names.other_layout(variable, torch.from_numpy(values))
+    except (tf.errors.OpError, RuntimeError, ValueError, IndexError):
+        raise UserError(f"{path} cannot be read as a TensorFlow checkpoint: {why_unreadable(path)}") from None
     if others:
-        print(f"Left out, no part of BERT: {', '.join(others)}")
-    return tensors
+        short = bert_folder.short_list(without_weight(variable) for variable in others)
+        print(f"Left out of {path}, no weights of BERT: {short}")
+    return bert_folder.as_fp32(weights, path)
 
 
-def expected_shapes(config: BertConfig) -> dict[str, torch.Size]:
-    """Name → shape of every weight of a BertForPreTraining with this configuration."""
+def without_weight(variable: str) -> str:
+    """What an optimizer keeps for every weight, without the weight's name: */adam_m."""
+    weight, _, last = variable.rpartition("/")
+    return variable if tensorflow_names.torch_name(weight) is None else f"*/{last}"
+
+
+def why_unreadable(checkpoint: str) -> str:
+    """Why a checkpoint cannot be read, by the names of the files in its folder."""
+    path = Path(checkpoint)
+    names = sorted(file.name for file in path.parent.glob("*"))
+    own = [name for name in names if name.startswith(f"{path.name}.")]
+    parts = [part for name in own if (part := re.search(r"\.data-\d+-of-(\d+)$", name))]
+    if f"{path.name}.index" not in own:
+        why = f"there is no {path.name}.index"
+    elif not parts or len(parts) < int(parts[0][1]):
+        why = f"a part, {path.name}.data-…, is missing"
+    else:
+        why = "its files are damaged"
+    return f"{why}; in {path.parent} there is: {bert_folder.short_list(own or names) or 'nothing'}"
+
+
+def take_heads(weights: Weights, config: Mapping[str, Any]) -> Weights:
+    """Takes the heads of pre-training, where they have the shapes of this configuration, out of `weights`."""
     with torch.device("meta"):
-        model = BertForPreTraining(config)
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
-
-
-def check_fit(tensors: dict[str, Tensor], config: BertConfig, config_file: str) -> None:
-    """Raises UserError unless the checkpoint holds the encoder that the configuration describes."""
-    expected = expected_shapes(config)
-    for name, tensor in tensors.items():
-        if name not in expected:
-            raise UserError(f"the checkpoint does not fit {config_file}: it has {name}, which that has not")
-        if tensor.shape != expected[name]:
-            raise UserError(
-                f"the checkpoint does not fit {config_file}: {name} is {list(tensor.shape)}, "
-                f"by the configuration it would be {list(expected[name])}"
-            )
-    missing = [name for name in expected if name not in tensors]
-    encoder = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
-    if encoder:
-        raise UserError(f"the checkpoint does not fit {config_file}: it has no {encoder[0]}")
-    if any("pooler" in name for name in missing):
-        print("The checkpoint has no pooler: fine-tuning starts with a fresh one")
+        model = BertForPreTraining(BertConfig(**config))
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    fitting = [n for n, tensor in weights.items() if n.startswith("cls.") and shapes.get(n) == tensor.shape]
+    return {name: weights.pop(name) for name in fitting}
 
 
 def find(path: str, other: str, ending: str) -> str:
@@ -120,22 +97,30 @@ def find(path: str, other: str, ending: str) -> str:
 def convert(tf_checkpoint_path: str, bert_config_file: str, pytorch_dump_path: str) -> None:
     """Reads a checkpoint and writes PyTorch weights, whole or not at all.
 
-    Raises UserError if the checkpoint or the configuration cannot be read, or they do not fit.
+    Raises UserError if the checkpoint or the configuration cannot be read, they do not fit, or the weights
+    cannot be written.
     """
-    checkpoint = find(tf_checkpoint_path.removesuffix(".index"), "bert_model.ckpt", ".index")
+    prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", tf_checkpoint_path)
+    checkpoint = find(prefix, "bert_model.ckpt", ".index")
     config_file = find(bert_config_file, "bert_config.json", "")
+    if not Path(config_file).exists():
+        raise UserError(f"no configuration file {config_file}. {bert_folder.HOW_TO_GET_BERT}")
+    config = bert_folder.read_config(Path(config_file))
+    weights = read_checkpoint(checkpoint)
+    heads = take_heads(weights, config)
+    encoder, lines = bert_folder.fit(weights, config, checkpoint, config_file)
+    converted = encoder | heads
     try:
-        config = BertConfig.from_json_file(config_file)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{config_file} cannot be read as a BERT configuration: {error}") from None
-    tensors = read_checkpoint(checkpoint)
-    check_fit(tensors, config, config_file)
-    with caches.whole_file(Path(pytorch_dump_path)) as file:
-        torch.save(tensors, file)
-    count = sum(tensor.numel() for tensor in tensors.values())
+        with caches.whole_file(Path(pytorch_dump_path)) as file:
+            torch.save(converted, file)
+    except OSError as error:
+        raise UserError(f"{pytorch_dump_path} cannot be written: {error.strerror}") from None
+    count = sum(tensor.numel() for tensor in converted.values())
     print(
-        f"{checkpoint}: {config.num_hidden_layers} layers of {config.hidden_size}, {count:,} weights "
-        f"in {len(tensors)} tensors, written to {pytorch_dump_path}"
+        *lines,
+        f"{checkpoint}: {config['num_hidden_layers']} layers of {config['hidden_size']}, {count:,} weights "
+        f"in {len(converted)} tensors, written to {pytorch_dump_path}",
+        sep="\n",
     )
 
 
@@ -155,4 +140,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

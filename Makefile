@@ -1,19 +1,23 @@
 # make run     everything on the sample: prepare, convert, train, record (nothing downloaded but packages)
 # make bench   how much faster: no data, no training                         (10 minutes on two cores)
+# make tables  the tables on the pages, again, from records/published/
 # make test    lint, types, tests
-# make clean   remove the environment and the sample; data/, bert/, cache/ and records/ stay
+# make clean   remove the environment and the sample's world; data/, bert/, cache/ and records/ stay
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run bench test clean
+.PHONY: run bench tables test clean
 
 run: .venv/sample
-	$(BIN)/python MakeSample.py
-	$(BIN)/python RunSample.py
+	$(BIN)/python -m sample.make
+	$(BIN)/python -m sample.walk
 
 bench: .venv/base
-	$(BIN)/python BenchmarkSpeed.py
+	$(BIN)/python -m studies.benchmark
+
+tables: .venv/base
+	$(BIN)/python -m studies.tables
 
 test: .venv/dev
 	$(BIN)/ruff check .
@@ -37,4 +41,4 @@ test: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv sample
+	rm -rf .venv sample/world

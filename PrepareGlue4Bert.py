@@ -19,9 +19,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import BertTokenizer
 
-from pruning import bert_folder, preparing, tasks
-from pruning.batches import Examples, Ragged
-from pruning.errors import UserError
+from pruning import bert_folder, preparing, readers, tasks
+from pruning.batches import BertExamples, Ragged
+from pruning.errors import UserError, run_script
 from pruning.tasks import Rows
 
 # ----------------------------------------------------------------------------------------------
@@ -30,6 +30,15 @@ max_length = 128  # tokens of a sequence, [CLS] and [SEP] included; at most the 
 # ----------------------------------------------------------------------------------------------
 
 CHUNK = 2_000  # rows handed to the tokenizer at once: it works on a chunk with all cores
+
+
+def check_max_length() -> None:
+    """Raises UserError unless a token of each sentence fits, and the BERT has as many positions."""
+    pairs = any(task.second is not None and task.is_there() for task in tasks.GLUE.values())
+    positions = None  # a BERT may come without its configuration until it is converted
+    if any(path.is_file() for path in bert_folder.CONFIGS):
+        positions = bert_folder.read_config(bert_folder.config_path())["max_position_embeddings"]
+    preparing.check_number("PrepareGlue4Bert.py", "max_length", max_length, 5 if pairs else 3, positions)
 
 
 def build_tokenizer(vocabulary: list[str], max_length: int) -> Tokenizer:
@@ -47,47 +56,37 @@ def build_tokenizer(vocabulary: list[str], max_length: int) -> Tokenizer:
     return tokenizer
 
 
-def tokenize(rows: Rows, tokenizer: Tokenizer, name: str) -> Examples:
+def tokenize(rows: Rows, tokenizer: Tokenizer, name: str) -> BertExamples:
     """Ids of [CLS] first [SEP] (second [SEP]) for every row."""
-    separator = tokenizer.token_to_id("[SEP]")
     flat, lengths, second_starts = array("i"), array("i"), array("i")  # a list would take 9 times as much
     texts = rows.first if rows.second is None else list(zip(rows.first, rows.second, strict=True))
     with tqdm(total=len(texts), desc=name, unit="rows") as bar:
         for start in range(0, len(texts), CHUNK):
             encoded = tokenizer.encode_batch_fast(texts[start : start + CHUNK])
-            ids = [row.ids for row in encoded]
-            flat.extend(chain.from_iterable(ids))
-            lengths.extend(map(len, ids))
-            second_starts.extend(row.index(separator) + 1 for row in ids)
-            bar.update(len(ids))
-    return Examples(
+            flat.extend(chain.from_iterable(row.ids for row in encoded))
+            lengths.extend(len(row.ids) for row in encoded)
+            second_starts.extend(len(row.ids) - sum(row.type_ids) for row in encoded)
+            bar.update(len(encoded))
+    return BertExamples(
         Ragged.of(np.asarray(flat), np.asarray(lengths)),
         torch.tensor(rows.labels, dtype=torch.float32),
-        second_starts=torch.from_numpy(np.asarray(second_starts)),
+        torch.from_numpy(np.asarray(second_starts)),
     )
 
 
 def main() -> None:
+    check_max_length()
     vocabulary = bert_folder.read_vocabulary()
     tokenizer = build_tokenizer(vocabulary, max_length)
     settings = {"max_length": max_length, **bert_folder.tokenizer_settings()}
-    print(
-        f"{len(vocabulary):,} words from {bert_folder.vocabulary_path()}, "
-        + ("lower-cased" if settings["do_lower_case"] else "cased")
-    )
-
-    def encode(rows: dict[str, Rows]) -> tuple[list[str], dict[str, Examples]]:
-        return vocabulary, {split: tokenize(part, tokenizer, split) for split, part in rows.items()}
-
-    preparing.prepare(
-        list(tasks.GLUE.values()),
-        "bert",
-        settings,
-        [bert_folder.vocabulary_path()],
-        tasks.read_tsv,
-        encode,
-    )
+    case = "lower-cased" if settings["do_lower_case"] else "cased"
+    print(f"{len(vocabulary):,} words from {bert_folder.vocabulary_path()}, {case}")
+    sources = [bert_folder.vocabulary_path()]
+    for task, fingerprints in preparing.due(tasks.GLUE.values(), "bert", settings, sources):
+        rows = preparing.read(task, readers.read_tsv)
+        examples = {split: tokenize(part, tokenizer, split) for split, part in rows.items()}
+        preparing.save(task, "bert", settings, fingerprints, vocabulary, examples)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,7 +6,8 @@ Run it without parameters. Tasks whose folder is missing are skipped; whatever i
 is left alone. Each task has its own vocabulary, from its training text only.
 """
 
-from pruning import preparing, tasks, words
+from pruning import preparing, readers, tasks, words
+from pruning.errors import run_script
 
 # ----------------------------------------------------------------------------------------------
 # Settings
@@ -15,15 +16,13 @@ vocabulary_size = 65_000  # commonest words of the training text
 
 
 def main() -> None:
-    preparing.prepare(
-        list(tasks.GLUE.values()),
-        "lstm",
-        {"vocabulary_size": vocabulary_size},
-        [],
-        tasks.read_tsv,
-        lambda rows: words.encode(rows, vocabulary_size),
-    )
+    preparing.check_number("PrepareGlue4Lstm.py", "vocabulary_size", vocabulary_size, least=3)
+    settings = {"vocabulary_size": vocabulary_size}
+    for task, fingerprints in preparing.due(tasks.GLUE.values(), "lstm", settings):
+        rows = preparing.read(task, readers.read_tsv)
+        vocabulary, examples = words.encode(rows, vocabulary_size)
+        preparing.save(task, "lstm", settings, fingerprints, vocabulary, examples)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

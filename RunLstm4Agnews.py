@@ -6,10 +6,13 @@ Run it without parameters, after PrepareAgnews4Lstm.py. Change what is between t
 it again: finished runs are skipped, what a setting changes is run anew, older records stay.
 """
 
-from pruning import lstm_runs, records, tasks
+from pruning import caches, devices, grid, lstm, results, settings
+from pruning.errors import run_script
+from pruning.tasks import AGNEWS
 
 # ----------------------------------------------------------------------------------------------
 # Settings
+
 target_prune_rate = 0.5  # share of each sentence's words that is removed, in [0, 1]
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency", and the
 # teachers, which are upper bounds: "integrated gradients", "lstm".
@@ -20,7 +23,7 @@ dense_epochs = 3
 pruned_epochs = 4  # of every pruned model, which starts as the dense one
 batch_size = 32
 learning_rate = 2e-3
-student_learning_rate = 2e-3  # of the students, which start from nothing
+student_learning_rate = 2e-3  # of the students, which start fresh
 distillation_share = 0.7  # of a pruned model's loss: the dense model's answers instead of the labels
 ramp_share = 0.5  # of a pruned model's training, in which its rate rises from 0 to target_prune_rate
 evaluation_batch_size = 256
@@ -31,9 +34,22 @@ shown_examples = 20  # sentences on the page beside each record
 
 
 def main() -> None:
-    settings = records.settings_block(globals())
-    lstm_runs.run("RunLstm4Agnews.py", "PrepareAgnews4Lstm.py", [tasks.AGNEWS], settings)
+    accelerator = devices.pick_device()
+    values = settings.Block.read(globals(), settings.LstmSettings).for_task(AGNEWS.name)
+
+    data = caches.open_task("lstm", AGNEWS, "PrepareAgnews4Lstm.py")
+    models = lstm.Lstm(data, values.target_prune_rate)
+    experiments = [grid.Experiment(models, data, values, seed, accelerator) for seed in values.seeds]
+
+    for experiment in experiments:
+        results.record_bag_of_words(experiment)
+    for experiment, method in grid.unfinished(experiments):
+        trained = experiment.train(method)  # "dense": from fresh weights; a pruned one: from the dense
+        evaluations = results.evaluate(experiment, trained)
+        timings = results.time_beside_dense(experiment, trained)
+        results.record(experiment, trained, evaluations, timings)
+    results.summarize(experiments)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

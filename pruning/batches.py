@@ -3,9 +3,10 @@
 Shapes: N rows, B rows of a batch, T positions of the batch's longest row.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -72,41 +73,16 @@ class Ragged:
 
 
 @dataclass
-class Examples:
-    """One split of a cache.
+class Examples(ABC):
+    """One split of a task.
 
     Attributes:
-        ids: the tokens: of the whole (joined) sequence for BERT, of the first sentence for the LSTM.
+        ids: the tokens; see the two kinds.
         labels: (N,) float32, the number of the class or the score.
-        second_starts: (N,) int32, where the second segment of a joined pair starts (BERT).
-        second_ids: the tokens of the second sentence (LSTM); None for single sentences and BERT.
     """
 
     ids: Ragged
     labels: Tensor
-    second_starts: Tensor | None = None
-    second_ids: Ragged | None = None
-
-    @classmethod
-    def from_columns(cls, columns: dict[str, Tensor]) -> "Examples":
-        """From the plain tensors of a cache."""
-        second = columns.get("second_ids")
-        return cls(
-            Ragged(columns["ids"], columns["offsets"]),
-            columns["labels"],
-            columns.get("second_starts"),
-            None if second is None else Ragged(second, columns["second_offsets"]),
-        )
-
-    def to_columns(self) -> dict[str, Tensor]:
-        """The plain tensors that a cache holds."""
-        columns = {"ids": self.ids.flat, "offsets": self.ids.offsets, "labels": self.labels}
-        if self.second_starts is not None:
-            columns["second_starts"] = self.second_starts
-        if self.second_ids is not None:
-            columns["second_ids"] = self.second_ids.flat
-            columns["second_offsets"] = self.second_ids.offsets
-        return columns
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,66 +90,152 @@ class Examples:
     @property
     def lengths(self) -> Tensor:
         """(N,) real tokens of each example, both sentences together."""
-        if self.second_ids is None:
-            return self.ids.lengths
-        return self.ids.lengths + self.second_ids.lengths
+        return self.ids.lengths
 
-    def take(self, rows: Tensor) -> "Examples":
+    @classmethod
+    @abstractmethod
+    def from_columns(cls, columns: dict[str, Tensor]) -> Self:
+        """From the plain tensors of a cache."""
+
+    @abstractmethod
+    def to_columns(self) -> dict[str, Tensor]:
+        """The plain tensors that a cache holds."""
+
+    @abstractmethod
+    def take(self, rows: Tensor) -> Self:
         """A copy with only these rows, in this order."""
-        return Examples(
-            self.ids.take(rows),
-            self.labels[rows],
-            None if self.second_starts is None else self.second_starts[rows],
-            None if self.second_ids is None else self.second_ids.take(rows),
-        )
+
+    @abstractmethod
+    def sentences(self) -> list[Ragged]:
+        """The tokens of each sentence that is pruned by itself."""
+
+    @abstractmethod
+    def batch(self, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
+        """A model's arguments for these rows, padded to the longest of them (or to `width`)."""
 
 
-def subset(examples: Examples, count: int | None, seed: int = 0) -> Examples:
+@dataclass
+class BertExamples(Examples):
+    """Joined sequences, [CLS] first [SEP] (second [SEP]), which BERT prunes as one.
+
+    Attributes:
+        second_starts: (N,) int32, the position at which the second segment starts.
+    """
+
+    second_starts: Tensor
+
+    @classmethod
+    def from_columns(cls, columns: dict[str, Tensor]) -> "BertExamples":
+        ids = Ragged(columns["ids"], columns["offsets"])
+        return cls(ids, columns["labels"], columns["second_starts"])
+
+    def to_columns(self) -> dict[str, Tensor]:
+        flat = {"ids": self.ids.flat, "offsets": self.ids.offsets}
+        return flat | {"labels": self.labels, "second_starts": self.second_starts}
+
+    def take(self, rows: Tensor) -> "BertExamples":
+        return BertExamples(self.ids.take(rows), self.labels[rows], self.second_starts[rows])
+
+    def sentences(self) -> list[Ragged]:
+        return [self.ids]
+
+    def batch(self, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
+        """input_ids, attention_mask, token_type_ids: (B, T) int64."""
+        ids, mask = self.ids.pad(rows, width)
+        types = (torch.arange(ids.shape[1]) >= self.second_starts[rows][:, None]) & mask
+        return {"input_ids": ids.long(), "attention_mask": mask.long(), "token_type_ids": types.long()}
+
+
+@dataclass
+class LstmExamples(Examples):
+    """Words; of a pair, `ids` holds the first sentence.
+
+    Attributes:
+        second_ids: the words of the second sentence; None for single sentences.
+    """
+
+    second_ids: Ragged | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        return sum(sentence.lengths for sentence in self.sentences())  # type: ignore[return-value]
+
+    @classmethod
+    def from_columns(cls, columns: dict[str, Tensor]) -> "LstmExamples":
+        second = None
+        if "second_ids" in columns:
+            second = Ragged(columns["second_ids"], columns["second_offsets"])
+        return cls(Ragged(columns["ids"], columns["offsets"]), columns["labels"], second)
+
+    def to_columns(self) -> dict[str, Tensor]:
+        columns = {"ids": self.ids.flat, "offsets": self.ids.offsets, "labels": self.labels}
+        if self.second_ids is not None:
+            columns |= {"second_ids": self.second_ids.flat, "second_offsets": self.second_ids.offsets}
+        return columns
+
+    def take(self, rows: Tensor) -> "LstmExamples":
+        second = None if self.second_ids is None else self.second_ids.take(rows)
+        return LstmExamples(self.ids.take(rows), self.labels[rows], second)
+
+    def sentences(self) -> list[Ragged]:
+        return [self.ids] if self.second_ids is None else [self.ids, self.second_ids]
+
+    def batch(self, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
+        """ids (B, T) int64 and mask (B, T) bool of the first sentence and, for pairs, second_ids and
+        second_mask of the second, each as wide as its own longest."""
+        ids, mask = self.ids.pad(rows, width)
+        batch = {"ids": ids.long(), "mask": mask}
+        if self.second_ids is not None:
+            second, second_mask = self.second_ids.pad(rows, width)
+            batch |= {"second_ids": second.long(), "second_mask": second_mask}
+        return batch
+
+
+E = TypeVar("E", bound=Examples)
+
+
+def subset(examples: E, count: int | None, seed: int = 0) -> E:
     """`count` rows drawn without replacement, the same for the same seed; all of them for None."""
     if count is None or count >= len(examples):
         return examples
     return examples.take(_shuffled(examples, seed)[:count])
 
 
-def held_out(examples: Examples, used: int, count: int, seed: int = 0) -> Examples:
+def held_out(examples: E, used: int, count: int, seed: int = 0) -> E:
     """At most `count` of the rows that `subset` leaves when it draws `used`."""
     return examples.take(_shuffled(examples, seed)[used : used + count])
 
 
-def leave_words_out(
-    examples: Examples, share: float, never: Sequence[int], seed: int
-) -> tuple[Examples, Tensor]:
-    """A copy of joined sequences (BERT's) in which each token is missing with the probability `share`.
+def drop_words(
+    examples: BertExamples, share: float, special: Sequence[int], seed: int
+) -> tuple[BertExamples, Tensor]:
+    """Word dropout: a copy in which each token is missing with the probability `share`.
 
     Args:
-        never: the ids that are not left out ([CLS], [SEP]).
+        special: the ids of special tokens, which stay ([CLS], [SEP]).
 
     Returns:
-        The copy, with the labels of the originals, and (total,) bool, which of their tokens it has.
+        The copy, with the labels of the originals, and (total,) bool, the tokens that it has.
     """
-    assert examples.second_ids is None
     ids = examples.ids
     drawn = torch.rand(len(ids.flat), generator=torch.Generator().manual_seed(seed))
-    kept = (drawn >= share) | torch.isin(ids.flat, torch.tensor(never, dtype=ids.flat.dtype))
-    seconds = examples.second_starts
-    if seconds is not None:
-        before, starts = _kept_before(kept), ids.offsets[:-1]
-        seconds = (before[starts + seconds] - before[starts]).to(seconds.dtype)
-    return Examples(ids.only(kept), examples.labels, seconds), kept
+    kept = (drawn >= share) | torch.isin(ids.flat, torch.tensor(special, dtype=ids.flat.dtype))
+    before, starts = _kept_before(kept), ids.offsets[:-1]
+    seconds = before[starts + examples.second_starts] - before[starts]
+    return replace(examples, ids=ids.only(kept), second_starts=seconds.to(torch.int32)), kept
 
 
-def joined(parts: Sequence[Examples]) -> Examples:
-    """The rows of all parts of joined sequences (BERT's), one part after the other."""
-    seconds = [part.second_starts for part in parts if part.second_starts is not None]
-    return Examples(
+def joined(parts: Sequence[BertExamples]) -> BertExamples:
+    """The rows of all parts, one part after the other."""
+    return BertExamples(
         Ragged.joined([part.ids for part in parts]),
         torch.cat([part.labels for part in parts]),
-        torch.cat(seconds) if seconds else None,
+        torch.cat([part.second_starts for part in parts]),
     )
 
 
 def _kept_before(kept: Tensor) -> Tensor:
-    """(total,) bool to (total + 1,) int64: how many of the items before each place are kept."""
+    """(total,) bool to (total + 1,) int64: how many of the items before each one are kept."""
     return nn.functional.pad(kept.cumsum(0), (1, 0))
 
 
@@ -200,38 +262,11 @@ def shuffled_batches(lengths: Tensor, size: int, seed: int) -> list[Tensor]:
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
 
-def bert_batch(examples: Examples, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
-    """The arguments of a BERT for these rows, padded to the longest (or to `width`).
-
-    input_ids, attention_mask, token_type_ids: (B, T) int64.
-    """
-    ids, mask = examples.ids.pad(rows, width)
-    types = torch.zeros_like(mask)
-    if examples.second_starts is not None:
-        types = (torch.arange(ids.shape[1]) >= examples.second_starts[rows][:, None]) & mask
-    return {
-        "input_ids": ids.long(),
-        "attention_mask": mask.long(),
-        "token_type_ids": types.long(),
-    }
-
-
-def lstm_batch(examples: Examples, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
-    """The arguments of the LSTM classifier: ids and mask (B, T) of the first sentence and, for
-    pairs, second_ids and second_mask of the second, each padded to its own longest (or `width`)."""
-    ids, mask = examples.ids.pad(rows, width)
-    batch = {"ids": ids.long(), "mask": mask}
-    if examples.second_ids is not None:
-        second, second_mask = examples.second_ids.pad(rows, width)
-        batch |= {"second_ids": second.long(), "second_mask": second_mask}
-    return batch
-
-
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Moves every tensor of a batch."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def halves(rows: Tensor, parts: int) -> Iterator[Tensor]:
+def pieces(rows: Tensor, parts: int) -> Iterator[Tensor]:
     """`rows` in `parts` pieces, for a batch that did not fit into memory whole."""
     yield from (piece for piece in rows.tensor_split(parts) if len(piece))

@@ -1,12 +1,12 @@
-"""Caches: what the Prepare scripts write and the runners read.
+"""Caches: what the Prepare scripts write and the runners read; what a runner keeps for the next one.
 
-A cache is one file that holds a dictionary of plain tensors and plain types, read with
-`weights_only=True`: opening one never runs code. It is written whole or not at all.
+A cache is one file: a line that names the layout, a line with the SHA-256 of the rest, and a dictionary of
+plain tensors and plain types, read with `weights_only=True`: opening one never runs code. It is written whole
+or not at all. A prepared task holds
 
-    layout        number of this format
     task, model   "mrpc", "bert"
-    settings      what the Prepare script was told (length limit, casing, size of the vocabulary)
-    fingerprints  file → SHA-256, of everything the cache was made from
+    settings      of the Prepare script (length limit, casing, size of the vocabulary)
+    fingerprints  file → SHA-256, of everything that the cache was made from
     sample        whether the data is the project's own sample
     vocabulary    list of words; the place in it is the id
     counts        (V,) int64, how often each id stands in the training text
@@ -14,21 +14,30 @@ A cache is one file that holds a dictionary of plain tensors and plain types, re
 """
 
 import hashlib
+import io
 import json
 import os
+import pickle
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import torch
+from torch import Tensor
 
+from pruning.batches import BertExamples, Examples, LstmExamples, Ragged
+from pruning.devices import say
 from pruning.errors import UserError
+from pruning.tasks import Task
 
-LAYOUT = 1
+LAYOUT = b"sequence pruning, cache layout 2\n"
 CACHE = Path("cache")
 SAMPLE_MARK = Path("data/SAMPLE")  # stands in the sample's data/, so that its records can say so
+EXAMPLES: dict[str, type[Examples]] = {"bert": BertExamples, "lstm": LstmExamples}
 
 
 def fingerprint(path: Path) -> str:
@@ -43,23 +52,31 @@ def fingerprints(paths: Iterable[Path]) -> dict[str, str]:
 
 
 @contextmanager
-def whole_file(path: Path):
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for writing bytes that appears under its name only when it is complete.
 
-    It is written under a temporary name in the same folder, flushed to the disk and renamed; an
-    exception or a kill in the middle leaves the old file, or none.
+    It is written under a temporary name in the same folder, flushed to the disk and renamed; an exception or
+    a kill in the middle leaves the old file, or none.
+
+    Raises:
+        UserError: if the system refuses to write there (a full disk, a folder in place of the file).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{path.name}.{os.getpid()}."
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
         raise
 
 
@@ -69,6 +86,14 @@ def _umask() -> int:
     return mask
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of processes that were killed."""
+    for path in folder.rglob(".*.tmp"):
+        process = path.name.split(".")[-3]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)
+
+
 def path_of(model: str, task: str) -> Path:
     """Where the cache of a task lies: cache/<model>/<task>.pt."""
     return CACHE / model / f"{task}.pt"
@@ -76,9 +101,12 @@ def path_of(model: str, task: str) -> Path:
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Writes a cache, whole or not at all."""
-    file: IO[bytes]
+    body = io.BytesIO()
+    torch.save(content, body)
+    checksum = hashlib.sha256(body.getbuffer()).hexdigest()
     with whole_file(path) as file:
-        torch.save({"layout": LAYOUT, **content}, file)
+        file.write(LAYOUT + checksum.encode() + b"\n")
+        file.write(body.getbuffer())
 
 
 def load(path: Path, prepared_by: str) -> dict[str, Any]:
@@ -88,18 +116,32 @@ def load(path: Path, prepared_by: str) -> dict[str, Any]:
         prepared_by: the script to name if there is something wrong.
 
     Raises:
-        UserError: if there is none, it cannot be read, or its layout is not today's.
+        UserError: if there is none, its layout is not today's, or it is damaged.
     """
-    if not path.is_file():
-        raise UserError(f"no cache {path.absolute()}. Run: python {prepared_by}")
     try:
-        cache = torch.load(path, weights_only=True)
-        layout = cache["layout"]
-    except Exception:  # damaged, no cache at all, or one that would run code: never opened further
-        raise UserError(f"{path} cannot be read as a cache. Run: python {prepared_by}") from None
-    if layout != LAYOUT:
-        raise UserError(f"{path} has layout {layout}, this version reads {LAYOUT}. Run: python {prepared_by}")
-    return cache
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"no cache {path.absolute()}. Run: python {prepared_by}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Run: python {prepared_by}") from None
+    layout, _, rest = data.partition(b"\n")
+    if layout + b"\n" != LAYOUT:
+        raise UserError(f"{path} is no cache of this version. Run: python {prepared_by}")
+    checksum, _, body = rest.partition(b"\n")
+    try:
+        if hashlib.sha256(body).hexdigest().encode() == checksum:
+            return torch.load(io.BytesIO(body), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):  # it holds more than plain types
+        pass
+    raise UserError(f"{path} is damaged. Run: python {prepared_by}")
+
+
+def load_if_good(path: Path) -> dict[str, Any] | None:
+    """What `load` reads; None where the file is missing or damaged, so that it is made again."""
+    try:
+        return load(path, "")
+    except UserError:
+        return None
 
 
 def check_sources(cache: dict[str, Any], path: Path, prepared_by: str) -> None:
@@ -109,18 +151,89 @@ def check_sources(cache: dict[str, Any], path: Path, prepared_by: str) -> None:
             raise UserError(f"{source} has changed since {path} was made. Run: python {prepared_by}")
 
 
-def identity(cache: dict[str, Any]) -> str:
-    """SHA-256 of everything that a cache was made from; the same cache made again has the same."""
-    made_from = {name: cache[name] for name in ("layout", "task", "model", "settings", "fingerprints")}
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+def is_current(path: Path, settings: dict[str, Any], sources: dict[str, str]) -> bool:
+    """Whether `path` holds a cache made from these settings and these files (path → SHA-256)."""
+    cache = load_if_good(path) or {}
+    return cache.get("settings") == settings and cache.get("fingerprints") == sources
 
 
-def is_current(path: Path, settings: dict[str, Any], prints: dict[str, str]) -> bool:
-    """Whether `path` holds a cache made from these settings and these files."""
-    if not path.is_file():
-        return False
+@dataclass
+class TaskData:
+    """A prepared task.
+
+    Attributes:
+        splits: "train", "dev", … → examples.
+        vocabulary, counts, settings, sample: as in the cache.
+        fingerprint: SHA-256 of everything that the cache was made from.
+    """
+
+    task: Task
+    splits: dict[str, Examples]
+    vocabulary: list[str]
+    counts: Tensor
+    settings: dict[str, Any]
+    sample: bool
+    fingerprint: str
+
+
+def open_task(model: str, task: Task, prepared_by: str) -> TaskData:
+    """The prepared task.
+
+    Args:
+        model: "bert" or "lstm".
+        prepared_by: the script to name if there is something wrong.
+
+    Raises:
+        UserError: if it is missing, damaged, of another task, or older than the data.
+    """
+    path = path_of(model, task.name)
+    cache = load(path, prepared_by)
     try:
-        cache = load(path, "")
-        return cache["settings"] == settings and cache["fingerprints"] == prints
-    except (UserError, KeyError):
-        return False
+        splits = {name: EXAMPLES[model].from_columns(part) for name, part in cache["splits"].items()}
+        whole = (cache["task"], cache["model"]) == (task.name, model) and {*splits} == {*task.files}
+        sound = whole and all(_is_sound(part, task, len(cache["vocabulary"])) for part in splits.values())
+        check_sources(cache, path, prepared_by)
+        made_from = {name: cache[name] for name in ("task", "model", "settings", "fingerprints")}
+        details = (cache["vocabulary"], cache["counts"], cache["settings"], cache["sample"])
+    except (KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path} does not hold {task.name} for this version. Run: python {prepared_by}")
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return TaskData(task, splits, *details, fingerprint=digest)
+
+
+def open_tasks(model: str, tasks: Sequence[Task], prepared_by: str) -> list[TaskData]:
+    """Every task that is prepared; prints a line for one that is not. Raises UserError if none is."""
+    opened = []
+    for task in tasks:
+        if path_of(model, task.name).exists():
+            opened.append(open_task(model, task, prepared_by))
+        else:
+            say(f"{task.name}: skipped, it is not prepared (no {path_of(model, task.name)})")
+    if not opened:
+        raise UserError(f"no task is prepared in {(CACHE / model).absolute()}. Run: python {prepared_by}")
+    return opened
+
+
+def _is_sound(examples: Examples, task: Task, vocabulary_size: int) -> bool:
+    """Whether lengths add up, ids are in the vocabulary and labels are those of the task."""
+    labels = examples.labels
+    good = len(examples.ids) == len(labels) > 0 and bool(labels.isfinite().all())
+    if not task.is_regression:
+        good = good and bool(((labels >= 0) & (labels < task.outputs) & (labels % 1 == 0)).all())
+    good = good and all(_fits(part, len(labels), vocabulary_size) for part in examples.sentences())
+    if good and isinstance(examples, BertExamples):
+        seconds, lengths = examples.second_starts, examples.lengths
+        good = len(seconds) == len(lengths) and bool(((seconds >= 0) & (seconds <= lengths)).all())
+    return good
+
+
+def _fits(rows: Ragged, count: int, vocabulary_size: int) -> bool:
+    """Whether ragged ids are `count` rows of at least one word each, all in the vocabulary."""
+    good = len(rows) == count and int(rows.offsets[0]) == 0 and int(rows.offsets[-1]) == len(rows.flat)
+    return (
+        good
+        and int(rows.lengths.min()) > 0
+        and 0 <= int(rows.flat.min()) <= int(rows.flat.max()) < vocabulary_size
+    )

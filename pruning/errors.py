@@ -1,4 +1,14 @@
-"""The one error that a user of the scripts is meant to read."""
+"""What a user of the scripts is meant to read: one sentence, not a traceback."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+OF_THE_SYSTEM = {  # what a user can mend: a full or read-only disk, a path that may not be used
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+    *(errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
+}
 
 
 class UserError(SystemExit):
@@ -7,3 +17,26 @@ class UserError(SystemExit):
     As a `SystemExit` that carries a sentence it ends a script with status 1 and that sentence on
     standard error, without a traceback.
     """
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Runs a script's main. A fault of the project's own keeps its traceback.
+
+    Exit status 1 and a sentence for a UserError and for a file that the system refuses, 130 for Ctrl-C, 1
+    without a word for a reader of the output that is gone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a console may lack a letter
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nStopped. What is finished is kept: start the script again to go on.", file=sys.stderr)
+        os._exit(130)  # at once: threads of a tokenizer or a loader would go on
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM or error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}") from None

@@ -14,8 +14,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from pruning import pruners
 from pruning.caches import whole_file
+from pruning.methods import is_teacher
 from pruning.records import BAG_OF_WORDS, DENSE, RECORDS
 
 MARKERS = "osD^vP*X<>hp"
@@ -37,67 +37,51 @@ def write_plots(model: str, task: str, found: list[dict[str, Any]]) -> None:
 
 
 def write_speed(path: Path, cells: list[dict[str, Any]], device: str) -> None:
-    """Speed-up against tokens kept, one panel for each shape, one line for each batch size.
+    """Speed-up against tokens kept: a panel for each shape and precision, a line for each batch size.
 
     Args:
-        cells: the cells of BenchmarkSpeed.py with kind "bert".
+        cells: of studies/benchmark.py; those of the kind "bert" are shown.
     """
-    shapes = sorted({cell["shape"] for cell in cells})
-    figure, panels = plt.subplots(1, len(shapes), figsize=(6.5 * len(shapes), 4.6), layout="constrained")
-    for axes, shape in zip(np.atleast_1d(panels), shapes, strict=True):
-        found = [cell for cell in cells if cell["shape"] == shape]
-        bounds: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for i, cell in enumerate(found):
-            rows = [r for r in cell["rows"] if "student" in r["variant"] or r["variant"].startswith("ours")]
-            points = sorted((100 * r["token_layers_kept"], r["against_dense"]) for r in rows)
-            for row in rows:
-                bounds[row["variant"]].append((100 * row["token_layers_kept"], row["bound"]))
-            label = f"{cell['lengths']}, batches of {cell['batch_size']}"
-            axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], label=label)
-        mean = sorted(tuple(np.mean(points, axis=0)) for points in bounds.values())
-        axes.plot(*zip(*mean, strict=True), color="grey", linestyle="--", label="FLOPs bound (mean)")
-        axes.set_title(shape)
-        axes.set_xlabel("token-layers kept, % of dense")
-        axes.set_ylabel("speed-up against ours dense, pruner included")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    shown: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        if cell["kind"] == "bert":
+            shown[cell["shape"], cell["precision"]].append(cell)
+    size = (6.5 * len(shown), 4.6)
+    figure, panels = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
+    for axes, (names, found) in zip(panels[0], shown.items(), strict=True):
+        _speed_against_kept(axes, found)
+        axes.set_title(", ".join(names))
     figure.suptitle(f"Pruned by the student, {device}")
     _save(figure, path)
 
 
-def write_search(
-    path: Path,
-    points: Sequence[tuple[float, float]],
-    on_front: Sequence[tuple[float, float]],
-    chosen: Sequence[tuple[list[float], float, float]],
-    dense: float,
-    task_names: Sequence[str],
-) -> None:
-    """Metric against speed-up of every schedule that was judged, the front, and what was chosen.
+def write_search(path: Path, record: dict[str, Any]) -> None:
+    """Metric against speed-up of every schedule that was evaluated, the front, and what was chosen.
 
     Args:
-        points, on_front: (metric, speed-up by the table).
-        chosen: schedule, speed-up by the clock, metric.
-        dense: the dense model's metric.
+        record: of studies/search.py.
     """
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
-    metrics, speedups = zip(*points, strict=True)
-    axes.scatter(speedups, [100 * m for m in metrics], s=14, color="lightgrey", label="judged")
-    metrics, speedups = zip(*on_front, strict=True)
-    axes.plot(speedups, [100 * m for m in metrics], marker="o", label="front, by the table")
-    for schedule, speedup, metric in chosen:
-        axes.plot(speedup, 100 * metric, marker="*", markersize=14, linestyle="none", label=f"{schedule}")
-    axes.axhline(100 * dense, color="grey", linestyle="--", label="dense")
+    points = {tuple(schedule): (speedup, 100 * metric) for schedule, metric, speedup, _ in record["points"]}
+    front = [points[tuple(schedule)] for schedule in record["front"]]
+    speedups, metrics = zip(*points.values(), strict=True)
+    axes.scatter(speedups, metrics, s=14, color="lightgrey", label="evaluated")
+    axes.plot(*zip(*front, strict=True), marker="o", label="front, by the table")
+    for row in {str(row["schedule"]): row for row in record["chosen"] if row["speedup"]}.values():
+        x, y, label = row["speedup"], 100 * row["held_out"], str(row["schedule"])
+        axes.plot(x, y, marker="*", markersize=14, linestyle="none", label=label)
+    axes.axhline(100 * record["dense_held_out"], color="grey", linestyle="--", label="dense")
     axes.set_xlabel("times as fast as stock transformers, length-sorted (stars: by the clock)")
-    axes.set_ylabel("metric × 100, held-out sentences" + (", mean" if len(task_names) > 1 else ""))
+    axes.set_ylabel("metric × 100, held-out sentences" + (", mean" if len(record["dense"]) > 1 else ""))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.suptitle(", ".join(task_names))
+    figure.suptitle(", ".join(record["dense"]))
     _save(figure, path)
 
 
-def write_rules(path: Path, points: dict[tuple[str, str], tuple[float, float]], tasks: Sequence[str]) -> None:
+def write_comparison(
+    path: Path, points: dict[tuple[str, str], tuple[float, float]], tasks: Sequence[str]
+) -> None:
     """Metric against token-layers: a line for each method through its schedules, dense models as levels.
 
     Args:
@@ -110,7 +94,7 @@ def write_rules(path: Path, points: dict[tuple[str, str], tuple[float, float]], 
         lines[method].append((100 * kept, 100 * value))
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for i, (method, found) in enumerate(lines.items()):
-        if method.startswith("dense"):
+        if method.startswith(DENSE):
             style = "--" if method == DENSE else ":"
             axes.axhline(found[0][1], color="grey", linewidth=1, linestyle=style, label=method)
         else:
@@ -137,7 +121,7 @@ def _styles(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     styles = {}
     for i, method in enumerate(sorted({r["method"] for r in found} - set(LINES))):
         colour = COLOURS[i % len(COLOURS)]
-        hollow = pruners.is_teacher(method)
+        hollow = is_teacher(method)
         styles[method] = {
             "color": colour,
             "marker": MARKERS[i % len(MARKERS)],
@@ -158,12 +142,30 @@ def _metric_against_kept(axes: Any, found: list[dict[str, Any]], styles: dict[st
                 label = method if i == 0 else None
                 axes.axhline(value, color="grey", linewidth=1, linestyle=LINES[method], label=label)
             continue
-        label = f"{method} (upper bound)" if pruners.is_teacher(method) else method
+        label = f"{method} (upper bound)" if is_teacher(method) else method
         axes.plot(*zip(*points, strict=True), linestyle="none", label=label, **styles[method])
     axes.set_xlabel("token-layers kept, % of dense")
     axes.set_ylabel(f"{metric} × 100, dev")
     axes.set_xlim(0, 105)
     axes.grid(alpha=0.3)
+
+
+def _speed_against_kept(axes: Any, cells: list[dict[str, Any]]) -> None:
+    bounds: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for i, cell in enumerate(cells):
+        rows = {k: row for k, row in cell["rows"].items() if k.endswith("student") or k == "ours, dense"}
+        points = sorted((100 * row["token_layers_kept"], row["against_dense"]) for row in rows.values())
+        for variant, row in rows.items():
+            bounds[variant].append((100 * row["token_layers_kept"], row["bound"]))
+        label = f"{cell['lengths']}, batches of {cell['batch_size']}"
+        axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], label=label)
+    mean = sorted(tuple(np.mean(points, axis=0)) for points in bounds.values())
+    axes.plot(*zip(*mean, strict=True), color="grey", linestyle="--", label="FLOPs bound (mean)")
+    axes.set_xlabel("token-layers kept, % of dense")
+    axes.set_ylabel("speed-up against ours dense, pruner included")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
 
 
 def _loss_curves(axes: Any, found: list[dict[str, Any]], styles: dict[str, Any]) -> None:

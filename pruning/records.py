@@ -1,16 +1,17 @@
 """Records: what a run leaves behind.
 
-One JSON file for each task, method, seed and hash of everything that affects the outcome; beside them a
-summary that a person reads. A run whose record is there is finished; one that was interrupted left none.
+Every finished run has a folder of its own, records/<model>/<task>/<method>-seed<n>-<key>/, with record.json
+and page.html; the key is a hash of everything that affects the outcome. Beside the tasks lies a summary that
+a person reads. A run with a record is finished; one that was interrupted left none.
 """
 
 import hashlib
-import html
 import json
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,40 +20,43 @@ from typing import Any
 from pruning.caches import whole_file
 
 RECORDS = Path("records")
+RECORD = "record.json"
+PAGE = "page.html"
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "scipy", "numpy")
 DENSE = "dense"
 BAG_OF_WORDS = "bag of words"
-PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+FAIR = ("dense, stock", "dense, packed")  # variants of a timing that speed-ups are against
+LONGEST_SLUG = 29  # so that no path of a record reaches 80 characters
 
 
-def settings_block(module: dict[str, Any]) -> dict[str, Any]:
-    """A runner's settings: its module-level names in lower case that hold plain values.
-
-    Args:
-        module: the runner's `globals()`.
-    """
-    return {
-        name: value
-        for name, value in module.items()
-        if name.islower() and not name.startswith("_") and isinstance(value, PLAIN)
-    }
-
-
-def key_of(affects: dict[str, Any]) -> str:
+def key_of(key_fields: dict[str, Any]) -> str:
     """Eight hex digits of SHA-256 over everything that affects a run."""
-    text = json.dumps(affects, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(key_fields, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def slug(method: str) -> str:
-    """A method's name as part of a file's."""
-    return "".join(c if c.isalnum() else "-" for c in method)
+def slug(name: str) -> str:
+    """A name as part of a file's, also on Windows."""
+    letters = "".join(c if c.isalnum() and c.isascii() else "-" for c in name)
+    return "-".join(filter(None, letters.split("-")))[:LONGEST_SLUG].strip("-")
 
 
-def path_of(model: str, affects: dict[str, Any]) -> Path:
-    """records/<model>/<task>/<method>-seed<seed>-<key>.json."""
-    name = f"{slug(affects['method'])}-seed{affects['seed']}-{key_of(affects)}.json"
-    return RECORDS / model / affects["task"] / name
+def folder_of(model: str, key_fields: dict[str, Any]) -> Path:
+    """records/<model>/<task>/<method>-seed<n>-<key>, by the fields `task`, `method` and `seed`."""
+    name = f"{slug(key_fields['method'])}-seed{key_fields['seed']}-{key_of(key_fields)}"
+    return RECORDS / model / key_fields["task"] / name
+
+
+def header(device: str, precision: str, wall_seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """What every record says of its making."""
+    return {
+        "device": device,
+        "processor": processor(),
+        "precision": precision,
+        "wall_seconds": round(wall_seconds, 1),
+        "settings": settings,
+        "environment": environment(),
+    }
 
 
 def environment() -> dict[str, Any]:
@@ -92,9 +96,9 @@ def git_commit() -> str | None:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record, whole or not at all."""
-    with whole_file(path) as file:
-        file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode())
+    """Writes a record, whole or not at all. Raises ValueError for NaN or infinity: they are no JSON."""
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,11 +107,26 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def read(folder: Path) -> dict[str, Any] | None:
+    """The record in a run's folder; None where there is none that is whole and its own."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        is_own = record["key"] == key_of(record["key_fields"]) and folder.name.endswith(record["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if is_own else None
+
+
 def read_all(model: str) -> list[dict[str, Any]]:
-    """Every record under records/<model>/, by path."""
-    return [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((RECORDS / model).glob("*/*.json"))
-    ]
+    """Every record under records/<model>/, by path. Prints a line for a folder that holds no sound one."""
+    found = []
+    for folder in sorted(path.parent for path in (RECORDS / model).glob(f"*/*/{RECORD}")):
+        record = read(folder)
+        if record is None:
+            print(f"{folder}: no record of this project, or a damaged one; left out", file=sys.stderr)
+        else:
+            found.append(record)
+    return found
 
 
 # --- The summary -----------------------------------------------------------------------------
@@ -120,64 +139,61 @@ def mean_sd(values: list[float], scale: float = 1.0, digits: int = 1, sign: str 
     return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
-def _groups(found: Iterable[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
+def _groups(all_records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Records that differ in nothing but the seed, in the order of task, dense first, method."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
-    for record in found:
-        affects = {k: v for k, v in record["affects"].items() if k != "seed"}
+    for record in all_records:
+        fields = {k: v for k, v in record["key_fields"].items() if k != "seed"}
         dense_first = record["method"] not in (DENSE, BAG_OF_WORDS)
-        group = (record["task"], record["training"], dense_first, record["method"], key_of(affects))
+        group = (record["task"], record["training"], dense_first, record["method"], key_of(fields))
         groups.setdefault(group, []).append(record)
-    return dict(sorted(groups.items()))
+    return [groups[group] for group in sorted(groups)]
 
 
-def summary_rows(found: list[dict[str, Any]]) -> list[list[str]]:
+def summary_rows(all_records: list[dict[str, Any]]) -> list[list[str]]:
     """The summary table: a line for each task, split, method and pruning; seeds as mean ± sd.
 
     The change against dense is taken seed by seed, against the dense run that the method started from.
     """
-    dense = {r["key"]: r for r in found if r["method"] == DENSE}
+    dense = {r["key"]: r for r in all_records if r["method"] == DENSE}
     rows = []
-    for records in _groups(found).values():
-        for split, first in records[0]["splits"].items():
-            metric = next(iter(first["metrics"]))
-            values = [r["splits"][split]["metrics"][metric] for r in records]
-            changes = [
-                value - dense[r["dense_key"]]["splits"][split]["metrics"][metric]
-                for r, value in zip(records, values, strict=True)
-                if r.get("dense_key") in dense
-            ]
-            kept = [r["splits"][split]["token_layers_kept"] for r in records]
-            speeds = [t for r in records if (t := (r.get("timings") or {}).get("pruned"))]
+    for group in _groups(all_records):
+        first = group[0]
+        for split in first["splits"]:
+            metric = next(iter(first["splits"][split]["metrics"]))
+            values = [r["splits"][split]["metrics"][metric] for r in group]
+            baselines = [dense[r["dense_key"]]["splits"][split]["metrics"][metric]
+                         for r in group if r["dense_key"] in dense]  # fmt: skip
+            defined = None not in values and None not in baselines
+            changes = [v - b for v, b in zip(values, baselines, strict=False)] if defined else []
+            kept = [r["splits"][split]["token_layers_kept"] for r in group]
             rows.append(
                 [
-                    records[0]["task"] + ("" if split == "dev" else f" ({split})"),
-                    records[0]["method"],
-                    records[0]["pruning"],
-                    str(len(records)),
+                    first["task"] + ("" if split == "dev" else f" ({split})"),
+                    first["method"],
+                    first["pruning"],
+                    str(len(group)),
                     metric,
-                    mean_sd(values, 100),
-                    mean_sd(changes, 100, sign="+") if changes else "",
+                    "–" if None in values else mean_sd(values, 100),
+                    mean_sd(changes, 100, sign="+") if len(changes) == len(group) else "",
                     "" if None in kept else f"{100 * statistics.mean(kept):.0f}%",
-                    *_speed_cells(records, speeds),
+                    *_speed_cells(group),
                 ]
             )
     return rows
 
 
-def _speed_cells(records: list[dict[str, Any]], speeds: list[dict[str, Any]]) -> list[str]:
+def _speed_cells(group: list[dict[str, Any]]) -> list[str]:
     """Examples per second, and the factors against the fair and against the padded baseline."""
-    if not speeds:
-        return [records[0].get("untimed", ""), "", ""]
-    padded = [
-        p["speedup"] / r["timings"]["dense, padded to 128"]["speedup"]
-        for r, p in zip(records, speeds, strict=True)
-        if "dense, padded to 128" in r["timings"]
-    ]
+    timings = [r["timings"] for r in group if r["timings"] and "pruned" in r["timings"]]
+    if not timings:
+        return [group[0]["untimed"], "", ""]
+    pruned = [timing["pruned"] for timing in timings]
+    padded = [timing["pruned"]["speedup"] / timing["dense, padded to 128"]["speedup"] for timing in timings]
     return [
-        f"{statistics.mean(s['examples_per_second'] for s in speeds):,.0f}",
-        f"× {statistics.mean(s['speedup'] for s in speeds):.2f}",
-        f"× {statistics.mean(padded):.2f}" if padded else "",
+        f"{statistics.mean(row['examples_per_second'] for row in pruned):,.0f}",
+        f"× {statistics.mean(row['speedup'] for row in pruned):.2f}",
+        f"× {statistics.mean(padded):.2f}",
     ]
 
 
@@ -197,9 +213,9 @@ HEADER = [
 LEGEND = (
     "Metrics × 100 on the dev set; ± is the standard deviation over seeds. "
     "Token-layers: real tokens processed, summed over the layers (LSTM: words), against dense. "
-    "Speed-up: against stock dense, length-sorted and padded per batch (the fair baseline); "
-    "beside it against stock dense padded to 128. Timed on a subset, see the JSON. "
-    "A teacher is an upper bound, not a speed-up: it looks at what deployment has not."
+    "Speed-up: against stock dense, length-sorted and padded per batch (the fair baseline; LSTM: or packed, "
+    "the faster of the two); beside it against stock dense padded to 128. Timed on a subset, see the JSON. "
+    "A teacher is an upper bound, not a speed-up: it looks at what deployment does not have."
 )
 
 
@@ -215,74 +231,19 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def write_summary(model: str) -> str:
-    """Writes records/<model>/summary.md from all records there, and returns its table."""
-    found = read_all(model)
-    table = markdown(HEADER, summary_rows(found))
+def write_summary(model: str) -> None:
+    """Writes records/<model>/summary.md from all records there."""
+    all_records = read_all(model)
     sample = (
         "**Sample data: these figures say that everything works, nothing more.**\n\n"
-        if any(r["sample"] for r in found)
+        if any(r["sample"] for r in all_records)
         else ""
     )
-    text = f"# records/{model}\n\n{sample}{table}\n\n{LEGEND}\n"
-    write_text(RECORDS / model / "summary.md", text)
-    return table
+    table = markdown(HEADER, summary_rows(all_records))
+    write_text(RECORDS / model / "summary.md", f"# records/{model}\n\n{sample}{table}\n\n{LEGEND}\n")
 
 
-# --- The page of sentences ---------------------------------------------------------------------
-
-PAGE_STYLE = """
-body { font: 16px/1.7 system-ui, sans-serif; color: #1a1a1a }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.4rem } .note { color: #555 } .example { border-top: 1px solid #ddd; padding: .8rem 0 }
-.answer { font-size: .85rem; color: #555 } .wrong { color: #a40000 } .legend span { margin-right: .4rem }
-.gone { text-decoration: line-through }
-span.token { padding: 0 .15em; border-radius: .2em; white-space: nowrap }
-sub { font-size: .65em; text-decoration: none; display: inline-block }
-"""
-
-
-def _colour(stage: int, stages: int) -> str:
-    """Light where a token goes early, dark where it goes late."""
-    return f"hsl(18 75% {91 - 21 * stage / max(1, stages - 1):.0f}%)"
-
-
-def sentence_page(record: dict[str, Any]) -> str:
-    """An HTML page of real sentences with what was dropped, and before which layer."""
-    stages = record["stages"]
-    of_stage = {stage: i for i, stage in enumerate(stages)}
-
-    def token(word: str, gone: str | None) -> str:
-        if gone is None:
-            return f'<span class="token">{html.escape(word)}</span>'
-        style = f"background:{_colour(of_stage[gone], len(stages))}"
-        label = f"<sub>{html.escape(gone.split()[-1])}</sub>" if len(stages) > 1 else ""
-        return (
-            f'<span class="token" style="{style}"><span class="gone">{html.escape(word)}</span>{label}</span>'
-        )
-
-    parts = []
-    for shown in record["shown"]:
-        wrong = "" if shown["right"] else " wrong"
-        sentences = [
-            " ".join(token(w, g) for w, g in zip(s["words"], s["dropped"], strict=True))
-            for s in shown["sentences"]
-        ]
-        parts.append(
-            f'<div class="example">{" &nbsp;|&nbsp; ".join(sentences)}<div class="answer{wrong}">'
-            f"answer: {html.escape(shown['answer'])} · label: {html.escape(shown['label'])}</div></div>"
-        )
-    legend = " ".join(
-        f'<span class="token" style="background:{_colour(i, len(stages))}">'
-        f"dropped before {html.escape(stage)}</span>"
-        for stage, i in of_stage.items()
-    )
-    title = f"{record['task']}, {record['method']}, seed {record['seed']}"
-    sample = "<p class=note>Sample data.</p>" if record["sample"] else ""
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>{sample}"
-        f'<p class="note">Pruning: {html.escape(record["pruning"])}. The first examples of the dev set. '
-        "What is struck through was removed before the layer named beside it.</p>"
-        f'<p class="legend">{legend}</p>' + "".join(parts) + "</html>\n"
-    )
+def print_table(model: str, keys: Collection[str]) -> None:
+    """Prints the summary of the runs with these keys, as a runner's last words."""
+    table = markdown(HEADER, summary_rows([r for r in read_all(model) if r["key"] in keys]))
+    print(f"\n{table}\n\n{LEGEND}\nAll records: {RECORDS / model / 'summary.md'}")

@@ -10,8 +10,8 @@ from itertools import accumulate, pairwise
 HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
 
 # By `Task.kind`. Counts are rounded down before every layer, so short sentences keep more than a list says:
-# GLUE's pairs what its name says, CoLA's sentences 3 to 5 points more. README, "Which tokens, which layers",
-# tells how they were found.
+# GLUE's pairs what its name says, CoLA's sentences 3 to 5 points more. How they were found:
+# studies/ACCURACY.md.
 FOR_SIX_LAYERS = {
     "half": {"sentence": [0, 0, 0.3, 0.9, 0, 0], "pair": [0, 0.2, 0.3, 0.7, 0, 0]},
     "third": {"sentence": [0.2, 0.2, 0.8, 0, 0, 0], "pair": [0, 0.5, 0.6, 0.5, 0, 0]},
@@ -40,12 +40,15 @@ def resolve(schedule: str | Sequence[float], layers: int, kind: str) -> list[flo
     """
     if not isinstance(schedule, str):
         return list(schedule)
-    if schedule not in FOR_SIX_LAYERS:
-        names = ", ".join(FOR_SIX_LAYERS)
-        raise ValueError(
-            f"no schedule is called {schedule!r}: give one rate for each layer, or one of {names}"
-        )
+    check_name(schedule)
     return stretched(FOR_SIX_LAYERS[schedule][kind], layers)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError unless a schedule has this name."""
+    if name not in FOR_SIX_LAYERS:
+        names = ", ".join(FOR_SIX_LAYERS)
+        raise ValueError(f"no schedule is called {name!r}: give one rate for each layer, or one of {names}")
 
 
 def stretched(schedule: Sequence[float], layers: int) -> list[float]:

@@ -1,8 +1,11 @@
-"""Which tokens stay: counting, choosing and gathering, as pure functions on tensors.
+"""Which tokens stay: count, choose, gather. What the removed ones leave behind.
 
-Nothing here knows of a model. Shapes: B examples, T positions (padding included), K positions kept.
+Pure functions on tensors, and `Tokens`, which carries a batch from layer to layer. Nothing here knows of a
+model. Shapes: B examples, T positions (padding included), K positions kept, H units.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -14,6 +17,17 @@ def check_rate(rate: float) -> None:
     """Raises ValueError unless `rate`, the share of tokens to remove, lies in [0, 1]."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
         raise ValueError(f"a pruning rate must be a number between 0 and 1, not {rate!r}")
+
+
+def check_schedule(schedule: Sequence[float], layers: int) -> None:
+    """Raises ValueError unless `schedule` holds one rate in [0, 1] for each of `layers` layers."""
+    if len(schedule) != layers:
+        raise ValueError(f"pruning_schedule has {len(schedule)} rates, but this BERT has {layers} layers")
+    for layer, rate in enumerate(schedule):
+        try:
+            check_rate(rate)
+        except ValueError as error:
+            raise ValueError(f"pruning_schedule, layer {layer}: {error}") from None
 
 
 @lru_cache
@@ -72,11 +86,11 @@ def choose(
     return indices.clamp(max=positions - 1), chosen
 
 
-def left_out(mask: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
+def removed(mask: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
     """(B, T) bool, the real tokens of `mask` that are not among the `indices` (B, K) that `choose` gave with
     the mask `chosen` (B, K)."""
     positions = mask.shape[1]
-    kept = mask.new_zeros(len(mask), positions + 1)  # one more for the filler
+    kept = mask.new_zeros(len(mask), positions + 1)  # one more column for the filler
     return mask & ~kept.scatter(1, indices.masked_fill(~chosen, positions), True)[:, :positions]
 
 
@@ -85,3 +99,88 @@ def gather(aligned: Tensor, indices: Tensor) -> Tensor:
     if aligned.dim() == 2:
         return aligned.gather(1, indices)
     return aligned.gather(1, indices[..., None].expand(-1, -1, aligned.shape[2]))
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """(B, T) the position of each real token in its sentence, padding not counted."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+class TokenFusion(nn.Module):
+    """What removed tokens leave behind: one fused token. Their mean, through a matrix, joins [CLS].
+
+    One removal costs one product of a vector and a matrix. The matrix starts at 0, where nothing is left
+    behind. (EViT, Liang et al., ICLR 2022, keeps the fused token as a token of its own.)
+    """
+
+    zero_at_start = ("weight",)
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, hidden_size))
+
+    def forward(self, states: Tensor, removed: Tensor) -> Tensor:
+        """(B, H), 0 where nothing was removed. states: (B, T, H); removed: (B, T) bool."""
+        share = removed / removed.sum(dim=1, keepdim=True).clamp(min=1)  # (B, T)
+        mean = (share[:, None].to(states.dtype) @ states).squeeze(1)
+        return nn.functional.linear(mean, self.weight)
+
+
+@dataclass
+class Tokens:
+    """A batch on its way through a model, with all that is aligned with its tokens.
+
+    Attributes:
+        states: (B, T, H) the input of the next layer; None where nobody looks at it.
+        mask: (B, T) bool, True at real tokens.
+        positions: (B, T) int64, each token's position in its whole sentence, padding not counted.
+        ids: (B, T) int64 ids of the vocabulary; None where the model was given embeddings.
+        whole: ids and mask of the whole examples, before anything was removed; None like `ids`.
+        lengths: the B sums of `mask`, known to the host.
+    """
+
+    states: Tensor | None
+    mask: Tensor
+    positions: Tensor
+    ids: Tensor | None
+    whole: tuple[Tensor, Tensor] | None
+    lengths: list[int]
+
+    @classmethod
+    def start(cls, states: Tensor | None, mask: Tensor, ids: Tensor | None) -> "Tokens":
+        """The tokens of a batch before anything is removed."""
+        whole = None if ids is None else (ids, mask)
+        return cls(states, mask, positions_of(mask), ids, whole, mask.sum(dim=1).tolist())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no padding."""
+        return min(self.lengths) == self.mask.shape[1]
+
+    def kept_positions(self) -> Tensor:
+        """(B, T) `positions`, and -1 at padding."""
+        return self.positions.masked_fill(~self.mask, -1)
+
+    def keep(
+        self, scores: Tensor, lengths: list[int], keep_first: bool, fusion: TokenFusion | None = None
+    ) -> "Tokens":
+        """The `lengths[b]` best real tokens of example b by `scores` (B, T), in their old order.
+
+        Args:
+            keep_first: the first real token stays whatever its score ([CLS] in BERT).
+            fusion: adds what the removed tokens leave behind to the first token, which has to stay.
+        """
+        alike = self.is_full and len(set(lengths)) == 1
+        kept = None if alike else torch.tensor(lengths, device=scores.device)
+        indices, mask = choose(scores, self.mask, kept, max(lengths), keep_first)
+        states = None if self.states is None else gather(self.states, indices)
+        if fusion is not None and states is not None:
+            states[:, 0] += fusion(self.states, removed(self.mask, indices, mask))
+        return replace(
+            self,
+            states=states,
+            mask=mask,
+            positions=gather(self.positions, indices),
+            ids=None if self.ids is None else gather(self.ids, indices),
+            lengths=lengths,
+        )

@@ -3,10 +3,9 @@
 One table instead of an if-chain; everything that differs between tasks stands in it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pruning.errors import UserError
 
@@ -15,7 +14,6 @@ HOW_TO_GET_DATA = (
     'Download the GLUE and AG News files as README says ("The manual, step by step") and unzip them '
     "into data/, one folder a task; or try everything on sample data first: make run"
 )
-BROKEN_SHARE = 0.01  # more broken rows than this, and the file is not what it should be
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,29 @@ class Task:
         """Split → file."""
         return {split: data / self.folder / file for split, file in self.files.items()}
 
+    def is_there(self, data: Path = DATA) -> bool:
+        """Whether the task has a folder; its files may still be missing."""
+        return (data / self.folder).is_dir()
+
+    def parse_label(self, text: str) -> float:
+        """The number of a class, or a score. Raises ValueError with the reason."""
+        if not self.is_regression:
+            if text not in self.classes:
+                raise ValueError(f"unknown label {text[:40]!r}")
+            return float(list(self.classes).index(text))
+        low, high = self.score_range
+        try:
+            score = float(text)
+        except ValueError:
+            raise ValueError(f"no score: {text[:40]!r}") from None
+        if not low <= score <= high:
+            raise ValueError(f"score {text[:40]} outside [{low:g}, {high:g}]")
+        return score
+
+    def label_name(self, label: float) -> str:
+        """How a label is shown: the class's name, or the score."""
+        return f"{label:g}" if self.is_regression else list(self.classes.values())[int(label)]
+
 
 _PARAPHRASE = {"0": "different", "1": "same"}
 _ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
@@ -108,7 +129,7 @@ GLUE = {
 }  # fmt: skip
 
 AGNEWS = Task(
-    "agnews", "ag_news_csv", 1, 2, 0,
+    "agnews", "ag_news_csv", 1, None, 0,  # the text: title and description, fields 1 and 2
     {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"},
     files={"train": "train.csv", "dev": "test.csv"}, fields=3,
 )  # fmt: skip
@@ -133,110 +154,7 @@ class Rows:
         return len(self.labels)
 
 
-def parse_label(task: Task, text: str) -> float:
-    """The number of a class, or a score. Raises ValueError with the reason."""
-    if task.is_regression:
-        low, high = task.score_range
-        score = float(text)  # its own ValueError says what it could not read
-        if not low <= score <= high:
-            raise ValueError(f"score {text} outside [{low:g}, {high:g}]")
-        return score
-    names = list(task.classes)
-    if text not in task.classes:
-        raise ValueError(f"unknown label {text!r}")
-    return float(names.index(text))
-
-
-def collect_rows(
-    task: Task,
-    path: Path,
-    rows: Sequence[tuple[int, list[str]]],
-    columns: tuple[Any, ...],
-    fields: int,
-    clean: Callable[[str], str] = str.strip,
-) -> Rows:
-    """Splits rows (line number, fields) into good ones and broken ones.
-
-    Broken are a wrong number of fields, an unknown label, an empty sentence.
-
-    Args:
-        columns: where the first sentence, the second (None: there is none) and the label stand.
-        fields: how many fields a good row has.
-        clean: what is done to a sentence.
-
-    Raises:
-        UserError: if more than 1% of the rows are broken; it names the file and the first line.
-    """
-    first_column, second_column, label_column = columns
-    result = Rows([], None if second_column is None else [], [], [])
-    for line, row in rows:
-        try:
-            if len(row) != fields:
-                raise ValueError(f"{len(row)} fields instead of {fields}")
-            sentences = [clean(row[first_column])]
-            if second_column is not None:
-                sentences.append(clean(row[second_column]))
-            if not all(sentences):
-                raise ValueError("empty sentence")
-            label = parse_label(task, row[label_column].strip())
-        except ValueError as error:
-            result.broken.append((line, str(error)))
-            continue
-        result.first.append(sentences[0])
-        if result.second is not None:
-            result.second.append(sentences[1])
-        result.labels.append(label)
-    if len(result.broken) > BROKEN_SHARE * len(rows):
-        line, why = result.broken[0]
-        raise UserError(
-            f"{path}: {len(result.broken)} of {len(rows)} rows are broken, more than "
-            f"{BROKEN_SHARE:.0%}; the first is line {line}: {why}"
-        )
-    if not result.labels:
-        raise UserError(f"{path}: no rows")
-    return result
-
-
-def decode(path: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark.
-
-    Raises UserError naming the line of the first byte that is not UTF-8.
-    """
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from None
-
-
-def read_tsv(task: Task, path: Path) -> Rows:
-    """Reads a GLUE file: tab-separated, no quoting (a quote is a character like any other).
-
-    Raises:
-        UserError: for a header without the task's columns, bytes that are not UTF-8, or more than
-            1% broken rows.
-    """
-    lines = decode(path).split("\n")  # not splitlines: it also breaks at U+2028 and form feeds
-    if lines[-1] == "":
-        lines.pop()
-    rows = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, start=1)]
-    columns: tuple[Any, ...] = (task.first, task.second, task.label)
-    if task.fields is None:
-        header = [name.strip() for name in rows.pop(0)[1]] if rows else []
-        for column in columns:
-            if column is not None and column not in header:
-                raise UserError(
-                    f"{path}, line 1: the header has no column {column!r}; it reads: " + " | ".join(header)
-                )
-        columns = tuple(None if c is None else header.index(c) for c in columns)
-        fields = len(header)
-    else:
-        fields = task.fields
-    return collect_rows(task, path, rows, columns, fields)
-
-
-def available(tasks: Sequence[Task], data: Path = DATA) -> list[Task]:
+def available(tasks: Iterable[Task], data: Path = DATA) -> list[Task]:
     """The tasks whose folder is there; says of every other where it was looked for.
 
     Raises:
@@ -245,7 +163,7 @@ def available(tasks: Sequence[Task], data: Path = DATA) -> list[Task]:
     found = []
     for task in tasks:
         folder = data / task.folder
-        if not folder.is_dir():
+        if not task.is_there(data):
             print(f"{task.name}: skipped, no folder {folder.absolute()}")
             continue
         missing = [str(path) for path in task.paths(data).values() if not path.is_file()]

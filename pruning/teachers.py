@@ -1,8 +1,12 @@
-"""Teachers: scores of tokens from what deployment has not, a full pass or a gradient.
+"""Teachers: scores of tokens from what deployment does not have, a full pass or a gradient.
 
-A teacher looks at a dense, fine-tuned model and at no label: the gradient teacher asks for the model's
-own answer. Its scores, one for each token of the whole sentence, train students; used for pruning
-directly they are an upper bound.
+A teacher looks at a dense, fine-tuned model and at no label: a gradient is that of the model's own answer.
+Its scores, one for each token of the whole sentence, train students. A teacher that prunes by itself is an
+upper bound.
+
+A new teacher is one function and one line in `BERT_TEACHERS` or `LSTM_TEACHERS`. The function takes a dense
+model in evaluation mode, a batch and the places where scores are wanted; it returns teacher → place → (B, T),
+0 at padding, of every teacher that the same pass serves.
 
 Shapes: B examples, T positions, H units, L layers.
 """
@@ -12,63 +16,85 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn.functional import linear, pad
 from transformers.masking_utils import create_bidirectional_mask
 
-from pruning import batches
-from pruning.batches import Examples, Ragged
-from pruning.metrics import answer_margin
+from pruning.losses import answer_margin
 
 Batch = dict[str, Tensor]
-ATTENTION_RULES = (
-    "column mean",
-    "[CLS] row",
-    "attention x values",
-    "ideal emission rate",
-    "attention rollout",
-)
-GRADIENT_RULES = ("ideal gradients", "gradient x input")
-RULES = (*ATTENTION_RULES, *GRADIENT_RULES, "integrated gradients")
-IG_STEPS = 2  # one is nearly enough (AD-TP, NeurIPS 2025)
+Place = int | str  # where scores are used: a layer of a BERT, the "first" or "second" sentence of an LSTM
+Scores = dict[str, dict[Place, Tensor]]  # teacher → place → (B, T)
 
-Place = int | str  # where scores are used: a BERT's layer, an LSTM's "first" or "second" sentence
+BERT_STEPS = 2  # of integrated gradients; one is nearly enough (AD-TP, NeurIPS 2025)
+LSTM_STEPS = 4
+LSTM_INPUTS = {"first": ("ids", "mask"), "second": ("second_ids", "second_mask")}  # place → names in a batch
 
 
-def attention_rules(
-    attentions: Sequence[Tensor], value_sizes: Sequence[Tensor], mask: Tensor
-) -> dict[str, list[Tensor]]:
-    """Rules that look at what attends to what. A_l is the attention of layer l averaged over its heads.
+def teacher_scores(
+    model: Any, batch: Batch, wanted: dict[Place, str], teachers: dict[str, Callable[..., Scores]]
+) -> dict[Place, Tensor]:
+    """The scores of one teacher for each place: place → (B, T). `teachers` is one of the two tables."""
+    scores = scores_of(model, batch, wanted.values(), list(wanted), teachers)
+    return {place: scores[name][place] for place, name in wanted.items()}
 
-    column mean          how much attention a token receives: the mean over the rows of A_l (PoWER-BERT
+
+def scores_of(
+    model: Any,
+    batch: Batch,
+    names: Iterable[str],
+    places: Sequence[Place],
+    teachers: dict[str, Callable[..., Scores]],
+) -> Scores:
+    """The scores of several teachers, with one pass for all that share a function."""
+    names = list(names)
+    scores: Scores = {}
+    for function in dict.fromkeys(teachers[name] for name in names):
+        scores.update(function(model, batch, places))
+    return {name: scores[name] for name in dict.fromkeys(names)}
+
+
+# --- Attention -------------------------------------------------------------------------------
+
+
+def attention_teachers(model: Any, batch: Batch, layers: Sequence[int]) -> Scores:
+    """Teachers that look at the attention. A_l is the attention of layer l, the mean over its heads.
+
+    column mean          the attention that a token receives: the mean over the rows of A_l (PoWER-BERT
                          takes the sum, LTP the mean)
-    [CLS] row            how much of it comes from [CLS]
+    [CLS] row            the attention that it receives from [CLS]
     attention x values   as column mean, each head's weight times the length of what it adds at that token
                          (Kobayashi et al., EMNLP 2020)
     ideal emission rate  how much of a token reaches [CLS] at the end: the row of [CLS] in the product
                          A_{L-1} … A_{l+1} A_l ("Sequence Pruning", 2020)
     attention rollout    the same of (A + I) / 2, for what passes by the attention (Abnar & Zuidema, ACL 2020)
-
-    Args:
-        attentions: for each layer (B, heads, T, T), rows summing to 1.
-        value_sizes: for each layer (B, heads, T), see `value_sizes`.
-        mask: (B, T) bool, True at real tokens.
-
-    Returns:
-        rule → for each layer (B, T).
     """
-    rules: dict[str, list[Tensor]] = {name: [] for name in ATTENTION_RULES}
-    asking = mask[:, None, :, None] / mask.sum(dim=1)[:, None, None, None]
+    fast = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # fused attention never forms the weights
+    try:
+        with torch.no_grad():
+            output = model(**batch, output_attentions=True, output_hidden_states=True)
+            inputs = zip(model.bert.encoder.layer, output.hidden_states, strict=False)
+            sizes = [value_sizes(layer.attention, states) for layer, states in inputs]
+    finally:
+        model.set_attn_implementation(fast)
+    mask = batch["attention_mask"].bool()
+    queries = mask[:, None, :, None] / mask.sum(dim=1)[:, None, None, None]
     emitted = rolled = None  # (B, 1, T)
-    for attention, sizes in zip(reversed(attentions), reversed(value_sizes), strict=True):
+    scores: Scores = {name: {} for name, function in BERT_TEACHERS.items() if function is attention_teachers}
+    for layer in reversed(range(len(sizes))):
+        attention = output.attentions[layer]  # (B, heads, T, T), rows that sum to 1
         mean = attention.mean(dim=1)  # (B, T, T)
         with_itself = (mean + torch.eye(mean.shape[1], device=mean.device)) / 2
         emitted = mean[:, :1] if emitted is None else emitted @ mean
         rolled = with_itself[:, :1] if rolled is None else rolled @ with_itself
-        received = (attention * asking).sum(dim=2)  # (B, heads, T)
-        found = (received.mean(1), mean[:, 0], (received * sizes).mean(1), emitted[:, 0], rolled[:, 0])
-        for name, scores in zip(ATTENTION_RULES, found, strict=True):
-            rules[name].insert(0, scores)
-    return rules
+        if layer in layers:
+            received = (attention * queries).sum(dim=2)  # (B, heads, T)
+            scores["column mean"][layer] = received.mean(dim=1) * mask
+            scores["[CLS] row"][layer] = mean[:, 0] * mask
+            scores["attention x values"][layer] = (received * sizes[layer]).mean(dim=1) * mask
+            scores["ideal emission rate"][layer] = emitted[:, 0] * mask
+            scores["attention rollout"][layer] = rolled[:, 0] * mask
+    return scores
 
 
 def value_sizes(attention: Any, states: Tensor) -> Tensor:
@@ -86,157 +112,139 @@ def value_sizes(attention: Any, states: Tensor) -> Tensor:
     return torch.einsum("btns,nsu,btnu->bnt", values, squares, values).clamp(min=0).sqrt()
 
 
-def gradient_rules(model: Any, batch: Batch) -> dict[str, list[Tensor]]:
-    """Rules that look at the gradient g of the model's own answer (`metrics.answer_margin`) at the state x
+# --- Gradients -------------------------------------------------------------------------------
+
+
+def gradient_teachers(model: Any, batch: Batch, layers: Sequence[int]) -> Scores:
+    """Teachers that look at the gradient g of the model's own answer (`losses.answer_margin`) at the state x
     of a token at a layer's input.
 
     ideal gradients   ‖g‖
     gradient x input  |g · x|
-
-    Returns:
-        rule → for each layer (B, T).
     """
     with torch.enable_grad():
         output = model(**batch, output_hidden_states=True)
         inputs = output.hidden_states[:-1]
         gradients = torch.autograd.grad(answer_margin(output.logits.float()).sum(), inputs)
-    pairs = [(g.float(), x.detach().float()) for g, x in zip(gradients, inputs, strict=True)]
-    return {
-        "ideal gradients": [g.norm(dim=2) for g, _ in pairs],
-        "gradient x input": [(g * x).sum(dim=2).abs() for g, x in pairs],
-    }
-
-
-def integrated_gradients(
-    model: Any, batch: Batch, layers: Iterable[int], signed: bool = False
-) -> dict[int, Tensor]:
-    """|x · mean of the gradient on the way from 0 to x|, x the state of a token at a layer's input
-    (Sundararajan et al., ICML 2017), in IG_STEPS steps by the midpoint rule; of the answer that the model
-    gives in the end.
-
-    Args:
-        signed: leave the sign, so that scores add up to the change of the margin.
-
-    Returns:
-        layer → (B, T).
-    """
-    mask = batch["attention_mask"].bool()
-    with torch.no_grad():
-        output = model(**batch, output_hidden_states=True)
-    answers = output.logits.argmax(dim=1)
-    scores = {}
+    mask = batch["attention_mask"]
+    scores: Scores = {"ideal gradients": {}, "gradient x input": {}}
     for layer in layers:
-        states = output.hidden_states[layer]
-        total = torch.zeros_like(states)
-        for step in range(IG_STEPS):
-            point = ((step + 0.5) / IG_STEPS * states).requires_grad_()
-            with torch.enable_grad():
-                margin = answer_margin(_logits_from(model, layer, point, mask).float(), answers)
-                total += torch.autograd.grad(margin.sum(), point)[0]
-        attributed = (total / IG_STEPS * states).sum(dim=2).float()
-        scores[layer] = attributed if signed else attributed.abs()
+        gradient, state = gradients[layer].float(), inputs[layer].detach().float()
+        scores["ideal gradients"][layer] = gradient.norm(dim=2) * mask
+        scores["gradient x input"][layer] = (gradient * state).sum(dim=2).abs() * mask
     return scores
 
 
-def _logits_from(model: Any, layer: int, states: Tensor, mask: Tensor) -> Tensor:
-    """What the dense model answers if the states (B, T, H) at the input of `layer` are these."""
+def integrated_gradients(
+    states: Sequence[Tensor], logits_of: Callable[[list[Tensor]], Tensor], answers: Tensor, steps: int
+) -> list[Tensor]:
+    """Integrated gradients (Sundararajan et al., ICML 2017): what each token contributes to an answer, x ·
+    the mean gradient of its margin on the way from 0 to the token's state x, by the midpoint rule.
+
+    The sign stays: contributions add up to the change of the margin.
+
+    Args:
+        states: inputs (B, T, H) of the part of the model that `logits_of` runs.
+        answers: (B,) the classes whose margin it is.
+
+    Returns:
+        For each input (B, T).
+    """
+    totals = [torch.zeros(state.shape[:2], device=state.device) for state in states]
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        points = [(share * state).requires_grad_() for state in states]
+        with torch.enable_grad():
+            margin = answer_margin(logits_of(points).float(), answers)
+            gradients = torch.autograd.grad(margin.sum(), points)
+        for total, gradient, point in zip(totals, gradients, points, strict=True):
+            total += (gradient * point.detach()).sum(dim=2).float() / (share * steps)
+    return totals
+
+
+def integrated_bert(model: Any, batch: Batch, layers: Sequence[int]) -> Scores:
+    """|integrated gradients| of the state of a token at a layer's input."""
+    mask = batch["attention_mask"]
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True)
+    answers = output.logits.argmax(dim=1)
+    scores: dict[Place, Tensor] = {}
+    for layer in layers:
+        states = output.hidden_states[layer]
+
+        def logits_of(points: list[Tensor], layer: int = layer) -> Tensor:
+            return logits_from(model, layer, points[0], mask.bool())
+
+        [contribution] = integrated_gradients([states], logits_of, answers, BERT_STEPS)
+        scores[layer] = contribution.abs() * mask
+    return {"integrated gradients": scores}
+
+
+def logits_from(model: Any, layer: int, states: Tensor, mask: Tensor) -> Tensor:
+    """The answer (B, C) of the dense model if the states (B, T, H) at the input of `layer` are these."""
     attention_mask = create_bidirectional_mask(config=model.config, inputs_embeds=states, attention_mask=mask)
     for module in model.bert.encoder.layer[layer:]:
         states = module(states, attention_mask)
     return model.classifier(model.bert.pooler(states))
 
 
-def bert_rules(
-    model: Any, batch: Batch, rules: Iterable[str], layers: Sequence[int]
-) -> dict[str, dict[int, Tensor]]:
-    """The scores of several rules.
+# --- The LSTM --------------------------------------------------------------------------------
 
-    Args:
-        model: a dense BERT for sequence classification, in evaluation mode.
-        rules: of RULES.
-        layers: where scores are wanted.
 
-    Returns:
-        rule → layer → (B, T), 0 at padding.
+def integrated_lstm(model: Any, batch: Batch, places: Sequence[str]) -> Scores:
+    """Integrated gradients of the words' embeddings, from no word at all (0).
+
+    Signed: a word that speaks against the answer is worth less than one that says nothing. (At the words
+    themselves, the gradient of a model that is sure of its answer says little: used for pruning, its length
+    loses 20 points on AG News where this loses none.)
     """
-    wanted, found = set(rules), {}
-    if wanted & set(ATTENTION_RULES):
-        fast = model.config._attn_implementation
-        model.set_attn_implementation("eager")  # fused attention never forms the weights
-        try:
-            with torch.no_grad():
-                output = model(**batch, output_attentions=True, output_hidden_states=True)
-                inputs = zip(model.bert.encoder.layer, output.hidden_states, strict=False)
-                sizes = [value_sizes(layer.attention, states) for layer, states in inputs]
-        finally:
-            model.set_attn_implementation(fast)
-        found.update(attention_rules(output.attentions, sizes, batch["attention_mask"].bool()))
-    if wanted & set(GRADIENT_RULES):
-        found.update(gradient_rules(model, batch))
-    mask = batch["attention_mask"]
-    scores = {
-        rule: {layer: by_layer[layer] * mask for layer in layers}
-        for rule, by_layer in found.items()
-        if rule in wanted
-    }
-    if "integrated gradients" in wanted:
-        integrated = integrated_gradients(model, batch, layers)
-        scores["integrated gradients"] = {layer: part * mask for layer, part in integrated.items()}
-    return scores
+    names = [LSTM_INPUTS[place] for place in places]
+    masks = [batch[mask] for _, mask in names]
+    with torch.no_grad():
+        states = [model.embedding(batch[ids]) for ids, _ in names]
+        answers = model(**batch).logits.argmax(dim=1)
+
+    def logits_of(points: list[Tensor]) -> Tensor:
+        return model.classify([model.encode(point, mask) for point, mask in zip(points, masks, strict=True)])
+
+    with torch.backends.cudnn.flags(enabled=False):  # for a gradient cuDNN wants training mode
+        contributions = integrated_gradients(states, logits_of, answers, LSTM_STEPS)
+    scores = zip(places, contributions, masks, strict=True)
+    return {"integrated gradients": {place: total * mask for place, total, mask in scores}}
 
 
-def bert_scores(model: Any, batch: Batch, teachers: dict[int, str]) -> dict[Place, Tensor]:
-    """The scores of the teacher of each pruned layer: layer → (B, T), 0 at padding.
+def input_gates(model: Any, batch: Batch, places: Sequence[str]) -> Scores:
+    """The mean activation of the LSTM's input gate at each word.
 
-    Args:
-        model: as in `bert_rules`.
-        teachers: layer → a rule.
+    i_t = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi), the mean over the H units ("Sequence Pruning",
+    2020). The states come from the fused LSTM, the gates of all words from one product.
     """
-    found = bert_rules(model, batch, teachers.values(), list(teachers))
-    return {layer: found[rule][layer] for layer, rule in teachers.items()}
+    scores: dict[Place, Tensor] = {}
+    hidden = model.lstm.hidden_size
+    with torch.no_grad():
+        for place in places:
+            ids, mask = (batch[name] for name in LSTM_INPUTS[place])
+            states = model.embedding(ids)
+            outputs, _ = model.lstm(states)
+            before = pad(outputs, (0, 0, 1, 0))[:, :-1]  # (B, T, H), h_{t-1}
+            # the rows of each weight belong to the gates in order: input, forget, cell, output
+            from_word, from_state, word_bias, state_bias = (w[:hidden] for w in model.lstm.all_weights[0])
+            gates = linear(states, from_word, word_bias) + linear(before, from_state, state_bias)
+            scores[place] = torch.sigmoid(gates).mean(dim=2) * mask
+    return {"lstm": scores}
 
 
-def score_examples(
-    examples: Examples,
-    make_batch: Callable[[Examples, Tensor], Batch],
-    score: Callable[[Batch], dict[Place, Tensor]],
-    *,
-    batch_size: int,
-    device: torch.device,
-    quiet: bool = False,
-) -> dict[Place, Ragged]:
-    """A teacher's scores of all examples, in the order of the examples.
-
-    Args:
-        score: a batch to place → (B, T).
-
-    Returns:
-        place → one row of fp32 scores for each example, as long as its sequence.
-    """
-    rows_of: dict[Place, list[Tensor]] = {}
-    order = []
-    for rows in tqdm(batches.sorted_batches(examples.lengths, batch_size), desc="teacher", disable=quiet):
-        batch = batches.to_device(make_batch(examples, rows), device)
-        order.append(rows)
-        for place, scores in score(batch).items():
-            ragged = sequences_of(examples, place)
-            lengths = ragged.lengths[rows]
-            parts = [row[:length] for row, length in zip(scores.cpu(), lengths, strict=True)]
-            rows_of.setdefault(place, []).extend(parts)
-    back = torch.cat(order).argsort()
-    return {
-        place: Ragged.of(
-            torch.cat([parts[i] for i in back]),
-            sequences_of(examples, place).lengths,
-            torch.float32,
-        )
-        for place, parts in rows_of.items()
-    }
-
-
-def sequences_of(examples: Examples, place: Place) -> Ragged:
-    """The sequences that scores used at `place` belong to."""
-    if place == "second":
-        assert examples.second_ids is not None
-        return examples.second_ids
-    return examples.ids
+BERT_TEACHERS: dict[str, Callable[..., Scores]] = {
+    "ideal emission rate": attention_teachers,
+    "attention rollout": attention_teachers,
+    "ideal gradients": gradient_teachers,
+    "gradient x input": gradient_teachers,
+    "integrated gradients": integrated_bert,
+    "column mean": attention_teachers,
+    "[CLS] row": attention_teachers,
+    "attention x values": attention_teachers,
+}
+LSTM_TEACHERS: dict[str, Callable[..., Scores]] = {
+    "lstm": input_gates,
+    "integrated gradients": integrated_lstm,
+}

@@ -1,51 +1,42 @@
-"""What a model costs: floating-point operations by formula, seconds by the clock.
+"""Seconds by the clock: variants of the same work, side by side.
 
-FLOPs count a multiplication and an addition as two, of matrix products only; elementwise work, norms and
-softmax are left out, in every variant alike. They are taken over the tensors as executed, padding
-included: the clock sees padding too.
+A speed-up is a ratio of medians. The variants take turns, so that a machine whose speed drifts is as fast or
+slow for all of them.
 """
 
+import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-WARM_UP = 1
+from pruning import batches
+from pruning.batches import Examples
+from pruning.pruners import Pruner
+
+PADDED = 128  # the length that the first code, and most papers, pad every input to
+SINGLES = 8  # examples that are timed one by one
 
 
-def bert_layer_flops(config: Any, tokens: int, queries: int | None = None) -> int:
-    """One encoder layer on one sequence of n tokens: 2n(4H² + 2HI) + 4n²H.
+@dataclass
+class Variant:
+    """One way to do the same work.
 
-    H units, I units of the feed-forward; four projections, two feed-forward products, and the two
-    products of the attention. Where only q of the tokens ask: 4nH² + 2q(2H² + 2HI) + 4qnH.
+    Attributes:
+        run: does all of it once.
+        examples: how many it treats.
+        flops: of all of it, by formula, as executed; None where they are not counted.
+        token_layers: real tokens processed, summed over the layers; None where they are not counted.
     """
-    asking = tokens if queries is None else queries
-    hidden, inner = config.hidden_size, config.intermediate_size
-    keys_and_values = 4 * tokens * hidden**2
-    return keys_and_values + 4 * asking * (hidden**2 + hidden * inner) + 4 * asking * tokens * hidden
 
-
-def attention_weights_flops(config: Any, tokens: int) -> int:
-    """Queries, keys and their products on one sequence of n tokens: 4nH² + 2n²H."""
-    return 4 * tokens * config.hidden_size**2 + 2 * tokens**2 * config.hidden_size
-
-
-def bert_head_flops(config: Any) -> int:
-    """The pooling layer and the classifier on one sequence: 2H(H + classes)."""
-    return 2 * config.hidden_size * (config.hidden_size + config.num_labels)
-
-
-def stock_bert_flops(config: Any, rows: int, width: int) -> int:
-    """Stock BERT on `rows` sequences padded to `width`."""
-    layers = config.num_hidden_layers * bert_layer_flops(config, width)
-    return rows * (layers + bert_head_flops(config))
-
-
-def lstm_flops(embedding: int, hidden: int, steps: int) -> int:
-    """One sequence through one LSTM layer: 2 · 4 · h(e + h) for each step."""
-    return 2 * 4 * hidden * (embedding + hidden) * steps
+    run: Callable[[], Any]
+    examples: int
+    flops: int | None = None
+    token_layers: float | None = None
 
 
 def synchronize(device: torch.device) -> None:
@@ -59,23 +50,22 @@ def synchronize(device: torch.device) -> None:
 def interleaved(
     runs: dict[str, Callable[[], Any]], device: torch.device, passes: int, at_least_seconds: float = 0
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each pass. The runs take turns, so that a machine whose speed drifts
-    is as fast or slow for all of them; one pass before the first is not counted.
+    """Seconds of each run in each pass. The runs take turns; one pass before the first is not counted.
 
     Args:
         passes: how many, or more until `at_least_seconds` are over.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    began, turn = time.perf_counter(), 0
-    while turn < WARM_UP + passes or time.perf_counter() - began < at_least_seconds:
+    for run in runs.values():  # warm-up
+        run()
+    began = time.perf_counter()
+    while min(map(len, seconds.values())) < passes or time.perf_counter() - began < at_least_seconds:
         for name, run in runs.items():
             synchronize(device)
             start = time.perf_counter()
             run()
             synchronize(device)
-            if turn >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-        turn += 1
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
@@ -88,47 +78,107 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device)
 
 
-def compare(
-    runs: dict[str, Callable[[], Any]],
-    single: dict[str, Callable[[], Any]],
-    flops: dict[str, int],
+def measure(
+    variants: dict[str, Variant],
     *,
-    examples: int,
-    singles: int,
+    fair: Sequence[str],
+    dense: str,
     device: torch.device,
     passes: int,
-    fair: str,
-    ours: str,
-) -> dict[str, Any]:
-    """Times variants of one evaluation side by side.
+    at_least_seconds: float = 0,
+    inference: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Times the variants in turns.
 
     Args:
-        runs: variant → all examples in batches.
-        single: variant → `singles` examples one by one.
-        flops: variant → FLOPs of `runs`.
-        fair: the variant that speed-ups are against.
-        ours: the dense variant that the bound's share is against.
+        fair: what speed-ups are against; of several the fastest.
+        dense: our variant without pruning, which the share of the bound is against.
+        inference: False where gradients are needed.
 
     Returns:
-        variant → examples_per_second (median), spread (slowest and fastest pass), latency_ms (of one
-        example, median), flops, peak_memory, speedup (against `fair`), and share_of_bound:
-        (time `ours` / time) ÷ (FLOPs `ours` / FLOPs).
+        variant → ms (median, of one example), examples_per_second, spread (of it: slowest and fastest pass),
+        speedup (against `fair`), against_dense, peak_memory, passes; where FLOPs are counted flops (of one
+        example), bound (what they promise against `dense`) and share_of_bound; where tokens are counted
+        token_layers_kept.
     """
-    with torch.inference_mode():
-        seconds = interleaved(runs, device, passes)
-        latencies = interleaved(single, device, passes)
+    with torch.inference_mode(inference):
+        runs = {name: variant.run for name, variant in variants.items()}
+        seconds = interleaved(runs, device, passes, at_least_seconds)
         memory = {name: peak_memory(run, device) for name, run in runs.items()}
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    result = {}
-    for name in runs:
-        rates = sorted(examples / s for s in seconds[name])
-        result[name] = {
-            "examples_per_second": examples / median[name],
-            "spread": [rates[0], rates[-1]],
-            "latency_ms": 1_000 * statistics.median(latencies[name]) / singles,
-            "flops": flops[name],
+    each = {name: [s / v.examples for s in seconds[name]] for name, v in variants.items()}
+    median = {name: statistics.median(times) for name, times in each.items()}
+    baseline, own = min(median[name] for name in fair), variants[dense]
+    rows: dict[str, dict[str, Any]] = {}
+    for name, variant in variants.items():
+        row = rows[name] = {
+            "ms": 1_000 * median[name],
+            "examples_per_second": 1 / median[name],
+            "spread": [1 / max(each[name]), 1 / min(each[name])],
+            "speedup": baseline / median[name],
+            "against_dense": median[dense] / median[name],
             "peak_memory": memory[name],
-            "speedup": median[fair] / median[name],
-            "share_of_bound": (median[ours] / median[name]) / (flops[ours] / flops[name]),
+            "passes": len(each[name]),
         }
-    return result
+        if variant.flops and own.flops:
+            bound = (own.flops / own.examples) / (variant.flops / variant.examples)
+            row |= {"flops": variant.flops / variant.examples, "bound": bound}
+            row["share_of_bound"] = row["against_dense"] / bound
+        if variant.token_layers and own.token_layers:
+            row["token_layers_kept"] = variant.token_layers / own.token_layers
+    return rows
+
+
+def time_models(
+    models: dict[str, nn.Module],
+    flops_of: dict[str, Callable[[Any, dict], int]],
+    examples: Examples,
+    *,
+    batch_size: int,
+    fair: Sequence[str],
+    dense: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    passes: int,
+) -> dict[str, dict[str, Any]]:
+    """The same examples through every model, in length-sorted batches and one by one.
+
+    Args:
+        models: variant → model; one with "padded" in its name is given batches of PADDED tokens, every other
+            one batches as wide as their longest example.
+        flops_of: variant → function of a model and a batch.
+        dtype: of the weights, the same in every variant.
+
+    Returns:
+        As `measure`, and latency_ms (of one example alone, median).
+    """
+    weights = {id(model): with_weights(model, device, dtype) for model in models.values()}
+    in_batches = batches.sorted_batches(examples.lengths, batch_size)
+    alone = torch.linspace(0, len(examples) - 1, min(SINGLES, len(examples))).long().split(1)
+
+    def variant(name: str, groups: Sequence[torch.Tensor]) -> Variant:
+        model = weights[id(models[name])]
+        width = (
+            max(PADDED, max(int(s.lengths.max()) for s in examples.sentences())) if "padded" in name else None
+        )
+        inputs = [batches.to_device(examples.batch(rows, width), device) for rows in groups]
+        flops = sum(flops_of[name](model, batch) for batch in inputs)
+        return Variant(lambda: [model(**batch).logits for batch in inputs], sum(map(len, groups)), flops)
+
+    def measured(groups: Sequence[torch.Tensor]) -> dict[str, dict[str, Any]]:
+        variants = {name: variant(name, groups) for name in models}
+        return measure(variants, fair=fair, dense=dense, device=device, passes=passes)
+
+    rows, singles = measured(in_batches), measured(alone)
+    return {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
+
+
+def with_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A model for the clock: on the device, in evaluation mode, its weights in `dtype`. Pruners stay in fp32:
+    scores are formed and compared in it."""
+    if dtype == torch.float32:
+        return model.to(device).eval()
+    model = copy.deepcopy(model).to(device, dtype).eval()
+    for module in model.modules():
+        if isinstance(module, Pruner):
+            module.float()
+    return model

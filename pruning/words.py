@@ -14,7 +14,7 @@ import torch
 from keras.layers import TextVectorization
 from tqdm import tqdm
 
-from pruning.batches import Examples, Ragged
+from pruning.batches import LstmExamples, Ragged
 from pruning.tasks import Rows
 
 UNKNOWN = 1  # id of a word that is not in the vocabulary; 0 is padding
@@ -61,7 +61,7 @@ def _unknown_where_empty(ids: tf.RaggedTensor) -> tf.RaggedTensor:
     return tf.RaggedTensor.from_row_lengths(words, counts)
 
 
-def encode(rows: dict[str, Rows], vocabulary_size: int) -> tuple[list[str], dict[str, Examples]]:
+def encode(rows: dict[str, Rows], vocabulary_size: int) -> tuple[list[str], dict[str, LstmExamples]]:
     """The vocabulary of the training text, and every split in its ids."""
     train = rows["train"]
     vectorization = build_vocabulary(train.first + (train.second or []), vocabulary_size)
@@ -70,7 +70,7 @@ def encode(rows: dict[str, Rows], vocabulary_size: int) -> tuple[list[str], dict
         second = None
         if part.second is not None:
             second = vectorize(part.second, vectorization, f"{split}, second sentences")
-        examples[split] = Examples(
+        examples[split] = LstmExamples(
             vectorize(part.first, vectorization, split),
             torch.tensor(part.labels, dtype=torch.float32),
             second_ids=second,

@@ -13,6 +13,7 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification  # noqa: E402
+from pruning.methods import set_frequencies  # noqa: E402
 
 LAYERS = 3
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -54,12 +55,12 @@ def build(schedule=None, methods="head", **changes) -> PrunedBertForSequenceClas
         pruning_methods=methods,
     )
     model = PrunedBertForSequenceClassification(config).eval()
-    model.set_frequencies(torch.rand(64) * 100)
+    set_frequencies(model, torch.rand(64) * 100)
     with torch.no_grad():
         for pruner in model.bert.encoder.pruners.parameters():
             pruner.normal_()  # students as they come would hardly tell tokens apart
-        for residue in model.bert.encoder.residues.parameters():
-            residue.normal_(std=0.1)  # and removed tokens would leave nothing
+        for fusion in model.bert.encoder.fusions.parameters():
+            fusion.normal_(std=0.1)  # and removed tokens would leave nothing
     return model
 
 

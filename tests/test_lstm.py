@@ -1,22 +1,30 @@
-"""The LSTM classifier and its teacher."""
+"""The LSTM classifier, its teachers, and the bag of words beside it."""
+
+import copy
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_model
+from sklearn.linear_model import LogisticRegression
 
-from pruning import lstm_runs, metrics, pruners
-from pruning.batches import Examples, Ragged
-from pruning.lstm import HIDDEN, PrunedLstmClassifier, pick_packing
-from pruning.lstm_runs import bag_of_words
-from pruning.pruners import Tokens
+from pruning import lstm, methods, teachers
+from pruning.batches import LstmExamples, Ragged
+from pruning.caches import TaskData
+from pruning.losses import answer_margin
+from pruning.lstm_model import HIDDEN, PrunedLstmClassifier, encode_step_by_step
+from pruning.selection import Tokens
+from pruning.tasks import GLUE
+from pruning.teachers import LSTM_TEACHERS
 
-DEPLOYABLE = [m for m in pruners.LSTM_METHODS if not pruners.is_teacher(m)]
+DEPLOYABLE = [m for m in methods.LSTM_METHODS if not methods.is_teacher(m)]
 
 
 def build(method=None, rate=0.0, pair=False, outputs=4):
     torch.manual_seed(0)
     model = PrunedLstmClassifier(50, outputs, pair=pair, method=method, rate=rate).eval()
-    model.set_frequencies(torch.rand(50) * 100)
+    methods.set_frequencies(model, torch.rand(50) * 100)
     return model
 
 
@@ -35,10 +43,56 @@ def pairs(batch):
 @pytest.mark.parametrize("method", [None, *DEPLOYABLE])
 def test_packed_and_padded_agree(batch, method):
     model = build(method, 0.5)
-    padded = model(**batch).logits
+    padded = model(**batch)
     model.packed = True
-    torch.testing.assert_close(model(**batch).logits, padded, atol=1e-5, rtol=0)
-    assert pick_packing(model, batch["ids"], batch["mask"]) in (True, False)
+    packed = model(**batch)
+    torch.testing.assert_close(packed.logits, padded.logits, atol=1e-5, rtol=0)
+    for ours, theirs in zip(packed.kept or (), padded.kept or (), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+EMPTY = {"one row": [5, 0, 3], "all rows": [0, 0, 0], "the longest of few": [1, 0, 0]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [None, *DEPLOYABLE])
+@pytest.mark.parametrize("lengths", EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("width", [0, 5, 9])
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_sentence_without_a_word_is_zero_whatever_the_path(method, lengths, width, pair):
+    model = build(method, 0.5, pair)
+    width = max(width, *lengths)
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    given = {"ids": torch.randint(1, 50, (3, width)) * mask, "mask": mask}
+    if pair:
+        given |= {"second_ids": given["ids"].flip(0), "second_mask": mask.flip(0)}
+    nothing = torch.zeros(3, HIDDEN)
+    wanted = model.classify([nothing, nothing] if pair else [nothing])
+    empty = [not (lengths[row] or (pair and lengths[-1 - row])) for row in range(3)]
+    outputs = []
+    for model.packed in (False, True):
+        for model.fast in (False, True):
+            output = model(**given)
+            outputs.append(output.logits)
+            assert torch.isfinite(output.logits).all()
+            torch.testing.assert_close(output.logits[empty], wanted[empty], atol=1e-5, rtol=0)
+            torch.testing.assert_close(output.logits, outputs[0], atol=1e-5, rtol=0)
+            for row in range(3 if output.kept else 0):
+                assert (output.kept[0][row] >= 0).sum() == (lengths[row] + 1) // 2
+
+
+@pytest.mark.parametrize("lengths", EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("method", [None, "lstm student"])
+def test_a_sentence_without_a_word_can_be_trained_on(method, lengths):
+    model = build(method, 0.5).train()
+    mask = torch.arange(5) < torch.tensor(lengths)[:, None]
+    scores = {"first": torch.rand(3, 5) * mask}
+    ids = torch.randint(1, 50, (3, 5)) * mask
+    output = model(ids, mask, labels=torch.tensor([0, 1, 2]), teacher_scores=scores)
+    loss = output.loss + (0 if output.pruning_loss is None else output.pruning_loss)
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @torch.no_grad()
@@ -85,7 +139,7 @@ def test_each_sentence_of_a_pair_is_pruned_by_itself(batch):
 @torch.no_grad()
 def test_the_teacher_is_the_mean_input_gate(batch):
     model = build()
-    gates = model.input_gates(batch["ids"], batch["mask"])
+    gates = teachers.teacher_scores(model, batch, {"first": "lstm"}, LSTM_TEACHERS)["first"]
     lstm, states = model.lstm, model.embedding(batch["ids"])
     hidden = cell = torch.zeros(4, HIDDEN)
     for t in range(20):
@@ -97,10 +151,10 @@ def test_the_teacher_is_the_mean_input_gate(batch):
         hidden = o.sigmoid() * cell.tanh()
 
 
-@pytest.mark.parametrize("method", pruners.LSTM_METHODS)
+@pytest.mark.parametrize("method", methods.LSTM_METHODS)
 def test_every_method_trains(batch, method):
     model = build(method, 0.5).train()
-    scores = {"first": torch.rand(4, 20)} if pruners.teacher_of(method) else None
+    scores = {"first": torch.rand(4, 20)} if methods.teacher_of(method) else None
     output = model(**batch, labels=torch.tensor([0, 1, 2, 3]), teacher_scores=scores)
     assert (output.pruning_loss is not None) == method.endswith(" student")
     loss = output.loss + (0 if output.pruning_loss is None else output.pruning_loss)
@@ -108,14 +162,24 @@ def test_every_method_trains(batch, method):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_bag_of_words_counts_and_leaves_the_examples_alone():
+def test_a_bag_of_words_counts_and_leaves_the_examples_alone(monkeypatch):
+    seen = []
+
+    class Seeing(LogisticRegression):
+        def fit(self, features, labels):
+            seen.append(features.toarray())
+            return super().fit(features, labels)
+
+    monkeypatch.setattr(lstm, "LogisticRegression", Seeing)
     ids = Ragged.of([7, 3, 7, 2, 3, 1], [4, 2])
-    examples = Examples(ids, torch.zeros(2), second_ids=Ragged.of([5, 4], [1, 1]))
-    bag = bag_of_words(examples, 10).toarray()
+    train = LstmExamples(ids, torch.tensor([0.0, 1.0]), second_ids=Ragged.of([5, 4], [1, 1]))
+    splits = {"train": train, "dev": train.take(torch.tensor([1, 0]))}
+    data = TaskData(GLUE["mrpc"], splits, ["w"] * 10, torch.ones(10), {}, False, "")
+    assert lstm.bag_of_words(data, train) == {"dev": [1, 0]}
     assert ids.flat.tolist() == [7, 3, 7, 2, 3, 1] and ids.offsets.tolist() == [0, 4, 6]
-    assert bag.shape == (2, 20)
-    assert bag[0, 7] == pytest.approx(np.log(3)) and bag[0, 2] == pytest.approx(np.log(2))
-    assert (bag > 0).sum() == 7 and bag[1, 14] > 0
+    [bag] = seen
+    assert bag.shape == (2, 6)  # the words 1, 2, 3, 7 and, of the second sentence, 4 and 5
+    assert bag == pytest.approx(np.log1p([[0, 1, 1, 2, 0, 1], [1, 0, 1, 0, 1, 0]]))
 
 
 def test_wrong_settings_are_refused():
@@ -151,7 +215,12 @@ def test_the_fast_evaluation_is_the_plain_one(words, method, rate):
         torch.testing.assert_close(one.logits[0], plain.logits[i], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.9])
+HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.parametrize(
+    "rate", [pytest.param(0.3, marks=pytest.mark.skipif(not HAS_BF16, reason="no bf16 LSTM here")), 0.9]
+)
 def test_the_fast_evaluation_under_autocast(words, rate):
     model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=rate).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -167,63 +236,138 @@ def test_the_table_gives_the_students_scores(words):
     ids, mask = words
     with torch.no_grad():
         states = student.embedding(ids)
-        plain = student.pruner(Tokens.start(states, mask, ids))
+        plain = student.pruner.score(Tokens.start(states, mask, ids))
         from_table = student.pruner.score_words(ids, student.pruner.fold(student.embedding.weight))
     torch.testing.assert_close(from_table[mask], plain[mask], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("lengths", [[6, 4, 4, 1], [2, 6, 1, 3], [3]])
+@pytest.mark.parametrize("lengths", [[6, 4, 4, 1], [2, 6, 1, 3], [3], [0, 2, 0]])
 def test_a_few_steps_are_those_of_the_fused_lstm(lengths):
     model = PrunedLstmClassifier(50, 2, pair=False).eval()
     states = torch.randn(len(lengths), max(lengths), 300)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
-        few = model._encode_step_by_step(states, lengths)
+        few = encode_step_by_step(model.lstm, model._derived, states, lengths)
         torch.testing.assert_close(few, model.encode(states, mask), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("change", ["step", "in place", "data, then eval", "loaded"])
+def step(model, words):
+    """One step of training, in evaluation mode: a change of mode would tell of it."""
+    model(*words, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
+    weights = [p for p in model.parameters() if p.grad is not None]
+    torch.optim.AdamW(weights, lr=0.1, fused=True).step()
+    return model
+
+
+def train_a_step(model, words):
+    return step(model.train(), words).eval()
+
+
+def negate(model, words):
+    with torch.no_grad():
+        for weight in (model.pruner.inner.weight, model.lstm.weight_hh_l0):
+            weight.neg_()
+    return model
+
+
+def negate_data(model, words):
+    for weight in (model.pruner.inner.weight, model.lstm.weight_hh_l0):
+        weight.data.neg_()
+    return model.eval()
+
+
+def load(model, words):
+    model.load_state_dict({key: -tensor for key, tensor in model.state_dict().items()})
+    return model
+
+
+def load_again_and_again(model, words):
+    """The memory of weights that went is soon that of other weights."""
+    for _ in range(10):
+        state = {key: tensor * 1.1 for key, tensor in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        step,
+        train_a_step,
+        negate,
+        negate_data,
+        load,
+        load_again_and_again,
+        lambda model, words: load(copy.deepcopy(model), words),
+        lambda model, words: model.bfloat16().float(),
+    ],
+)
 def test_what_evaluation_derives_from_weights_is_never_stale(words, change):
     model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.9).eval()
     with torch.inference_mode():
         before = model(*words).logits
-    if change == "step":
-        model.train()
-        model(*words, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
-        torch.optim.AdamW(model.parameters(), lr=0.1, fused=True).step()
-        model.eval()
-    for weight in (model.pruner.inner.weight, model.lstm.weight_hh_l0):
-        if change == "in place":
-            with torch.no_grad():
-                weight.neg_()
-        elif change == "data, then eval":
-            weight.data.neg_()
-            model.eval()
-    if change == "loaded":
-        model.load_state_dict({key: -tensor for key, tensor in model.state_dict().items()})
+    model = change(model, words)
     with torch.inference_mode():
         fast = model(*words)
         model.fast = False
         plain = model(*words)
-    assert not torch.allclose(fast.logits, before)
+    assert not torch.equal(fast.logits, before)
     assert torch.equal(fast.kept[0], plain.kept[0])
     torch.testing.assert_close(fast.logits, plain.logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_new_weights_at_the_address_of_old_ones_are_new(mode):
+    """In inference mode, besides, nothing counts the changes of weights made in it."""
+    model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.9).eval()
+    words = torch.ones(2, 11).long(), torch.ones(2, 11).bool()
+    with mode():
+        for _ in range(30):
+            model.fast = True
+            model(*words)
+            for factor in (1, 1.1):
+                state = {key: tensor * factor for key, tensor in model.state_dict().items()}
+                model.load_state_dict(state, assign=True)
+            fast = model(*words).logits
+            model.fast = False
+            torch.testing.assert_close(fast, model(*words).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_every_saver_keeps_every_weight_and_nothing_else(words, tmp_path):
+    model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.9).eval()
+    with torch.inference_mode():
+        logits = model(*words).logits
+    names = {name for name, _ in model.named_parameters()}
+    Accelerator().save_model(model, tmp_path)
+    save_model(model, tmp_path / "one.safetensors")
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    torch.save(model, tmp_path / "model.pt")
+    saved = [load_file(tmp_path / file) for file in ("model.safetensors", "one.safetensors")]
+    saved.append(torch.load(tmp_path / "state.pt", weights_only=True))
+    saved.append(torch.load(tmp_path / "model.pt", weights_only=False).state_dict())
+    for state in saved:
+        assert set(state) == names
+        fresh = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.9).eval()
+        fresh.load_state_dict(state)
+        with torch.inference_mode():
+            assert torch.equal(fresh(*words).logits, logits)
+
+
 def test_contributions_add_up_to_the_change_of_the_answer(monkeypatch):
     """Completeness: with enough steps, they sum to the margin less the margin of no words at all."""
-    monkeypatch.setattr(lstm_runs, "IG_STEPS", 100)
+    monkeypatch.setattr(teachers, "LSTM_STEPS", 100)
     torch.manual_seed(0)
     model = PrunedLstmClassifier(50, 3, pair=True).eval()
     mask = torch.arange(6) < torch.tensor([6, 3])[:, None]
     ids = torch.randint(2, 50, (2, 6)) * mask
     batch = {"ids": ids, "mask": mask, "second_ids": ids.flip(0), "second_mask": mask.flip(0)}
-    first, second = lstm_runs.contributions(model, batch)
+    wanted = dict.fromkeys(("first", "second"), "integrated gradients")
+    first, second = teachers.teacher_scores(model, batch, wanted, LSTM_TEACHERS).values()
     assert (first[~mask] == 0).all() and (second[~mask.flip(0)] == 0).all()
     with torch.no_grad():
         logits = model(**batch).logits
         answers = logits.argmax(dim=1)
-        there = metrics.answer_margin(logits, answers)
+        there = answer_margin(logits, answers)
         model.embedding.weight.zero_()
-        nothing = metrics.answer_margin(model(**batch).logits, answers)
+        nothing = answer_margin(model(**batch).logits, answers)
     torch.testing.assert_close(first.sum(1) + second.sum(1), there - nothing, atol=1e-3, rtol=1e-2)

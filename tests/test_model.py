@@ -1,15 +1,20 @@
 """The patched BERT: parity with the stock one, real removal, the same in any batch, saved and loaded."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import LAYERS, build, tiny_config
-from transformers import BertForSequenceClassification
+from safetensors.torch import load_file, save_model
+from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification, PrunedBertModel
-from pruning import pruners
+from pruning import flops, methods
 from pruning.selection import count_kept
 
-DEPLOYABLE = [m for m in pruners.BERT_METHODS if not pruners.is_teacher(m)]
+DEPLOYABLE = [m for m in methods.BERT_METHODS if not methods.is_teacher(m)]
 
 
 def kept_sets(output, row):
@@ -43,7 +48,7 @@ def test_pruned_output_is_that_of_the_kept_tokens_in_shorter_layers(batch):
             stay = torch.tensor([list(alive).index(place) for place in kept[0]])
             if number > 0:
                 gone = [i for i in range(len(alive)) if i not in stay]
-                weight = model.bert.encoder.residues[str(number)].weight
+                weight = model.bert.encoder.fusions[str(number)].weight
                 states[:, 0] += states[:, gone].mean(dim=1) @ weight.T
             states, alive = states[:, stay], alive[stay]
             states = layer(states, None)
@@ -136,11 +141,11 @@ def test_a_rate_of_one_leaves_cls(batch):
     assert output.kept[1].tolist() == [[0]] * 4
 
 
-@pytest.mark.parametrize("method", pruners.BERT_METHODS)
+@pytest.mark.parametrize("method", methods.BERT_METHODS)
 def test_every_method_trains_and_forward_steps_nothing(batch, method):
     model = build([0, 0.5, 0.5], method).train()
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    scores = {layer: torch.rand(4, 17) for layer in (1, 2)} if pruners.teacher_of(method) else None
+    scores = {layer: torch.rand(4, 17) for layer in (1, 2)} if methods.teacher_of(method) else None
     output = model(**batch, labels=torch.tensor([0, 1, 0, 1]), teacher_scores=scores)
     for name, tensor in model.named_parameters():
         assert torch.equal(tensor, before[name]), name
@@ -151,23 +156,23 @@ def test_every_method_trains_and_forward_steps_nothing(batch, method):
         assert parameter.grad is not None, name
 
 
-def test_a_fresh_residue_leaves_nothing_and_a_trained_one_reaches_cls_alone(batch):
+def test_a_fresh_fusion_leaves_nothing_and_a_trained_one_reaches_cls_alone(batch):
     model = build([0, 0.5, 0], "head")
-    without = build([0, 0.5, 0], "head", pruning_residue=False)
+    without = build([0, 0.5, 0], "head", removed_tokens="gone")
     without.load_state_dict(model.state_dict(), strict=False)
     states = []
     model.bert.encoder.layer[1].register_forward_pre_hook(lambda _, args: states.append(args[0]))
     model.bert.encoder.fast_paths = None
     with torch.no_grad():
         trained = model(**batch).logits
-        model.bert.encoder.residues["1"].weight.zero_()
+        model.bert.encoder.fusions["1"].weight.zero_()
         fresh = model(**batch).logits
         torch.testing.assert_close(fresh, without(**batch).logits, atol=1e-5, rtol=0)
     assert not torch.allclose(fresh[:3], trained[:3], atol=1e-2)
     assert torch.equal(states[0][:, 1:], states[1][:, 1:])
     assert torch.equal(fresh[3], trained[3])  # one token: nothing goes
-    assert not any("residue" in name for name in without.state_dict())
-    assert without.flops(batch["attention_mask"]) < model.flops(batch["attention_mask"])
+    assert not any("fusion" in name for name in without.state_dict())
+    assert flops.pruned_bert(without, batch) < flops.pruned_bert(model, batch)
 
 
 def test_the_student_learns_without_moving_the_model(batch):
@@ -227,7 +232,7 @@ def test_a_threshold_is_calibrated_to_the_schedule_and_counts_depend_on_the_exam
     lengths = torch.randint(4, 20, (64,), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(20) < lengths[:, None]).long()
     many = {"input_ids": torch.randint(5, 64, (64, 20)) * mask, "attention_mask": mask}
-    model.calibrate(many)
+    methods.calibrate(model, lambda: many)
     with torch.no_grad():
         kept = model(**many).kept
     counts = torch.stack([(places >= 0).sum(dim=1) for places in kept])
@@ -246,7 +251,7 @@ def test_another_schedule_of_the_same_model(batch, tmp_path):
         output = model(**batch)
         assert torch.equal(output.logits, fresh(**batch).logits)
     assert [k.shape[1] for k in output.kept] == [17, 9, 9]
-    assert model.flops(batch["attention_mask"]) == fresh.flops(batch["attention_mask"])
+    assert flops.pruned_bert(model, batch) == flops.pruned_bert(fresh, batch)
     model.save_pretrained(tmp_path)
     loaded = PrunedBertForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
@@ -256,13 +261,13 @@ def test_another_schedule_of_the_same_model(batch, tmp_path):
 
 
 def test_saved_and_loaded_with_schedule_methods_and_pruners(batch, tmp_path):
-    methods = ["ideal emission rate student", "frequency", "random"]
-    model = build([0.3, 0.3, 0.3], methods)
+    by_layer = ["ideal emission rate student", "frequency", "random"]
+    model = build([0.3, 0.3, 0.3], by_layer)
     model.save_pretrained(tmp_path)
     loaded, info = PrunedBertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert loaded.config.pruning_schedule == [0.3, 0.3, 0.3]
-    assert loaded.config.pruning_methods == methods
+    assert loaded.config.pruning_methods == by_layer
     with torch.no_grad():
         assert torch.equal(loaded.eval()(**batch).logits, model(**batch).logits)
 
@@ -277,13 +282,13 @@ def test_any_hugging_face_folder_loads_and_stock_names_stay(tmp_path):
     )
     assert torch.equal(pruned.bert.pooler.dense.weight, stock.bert.pooler.dense.weight)
     assert torch.equal(pruned.bert.encoder.pruners["1"].counts, torch.zeros(64))
-    assert torch.equal(pruned.bert.encoder.residues["1"].weight, torch.zeros(32, 32))
+    assert torch.equal(pruned.bert.encoder.fusions["1"].weight, torch.zeros(32, 32))
     extra = set(pruned.state_dict()) - set(stock.state_dict())
-    assert extra == {"bert.encoder.pruners.1.counts", "bert.encoder.residues.1.weight"}
+    assert extra == {"bert.encoder.pruners.1.counts", "bert.encoder.fusions.1.weight"}
 
 
 @pytest.mark.parametrize(
-    ("schedule", "methods", "message"),
+    ("schedule", "names", "message"),
     [
         ([0.5], "head", f"1 rates, but this BERT has {LAYERS} layers"),
         ([0, 1.5, 0], "head", "layer 1: .*between 0 and 1"),
@@ -292,9 +297,9 @@ def test_any_hugging_face_folder_loads_and_stock_names_stay(tmp_path):
         ([0, 0.5, 0], "lstm", "unknown pruning method 'lstm'"),
     ],
 )
-def test_wrong_settings_are_refused(schedule, methods, message):
+def test_wrong_settings_are_refused(schedule, names, message):
     with pytest.raises(ValueError, match=message):
-        build(schedule, methods)
+        build(schedule, names)
 
 
 def test_what_cannot_be_pruned_is_refused(batch):
@@ -317,3 +322,107 @@ def test_hidden_states_and_attentions_come_as_usual(batch):
         output = model(**batch, output_hidden_states=True, output_attentions=True)
     assert [h.shape[1] for h in output.hidden_states] == [17, 17, 9, 9]
     assert [a.shape[-1] for a in output.attentions] == [17, 9, 9]
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_labels_in_a_column_have_the_loss_of_labels_in_a_row(batch, outputs):
+    torch.manual_seed(0)
+    model = PrunedBertForSequenceClassification(PrunedBertConfig(**tiny_config(), num_labels=outputs)).eval()
+    labels = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    with torch.no_grad():
+        output = model(**batch, labels=labels)
+        column = model(**batch, labels=labels[:, None])
+    if outputs == 1:
+        wanted = (output.logits[:, 0] - labels).square().mean()
+    else:
+        wanted = -output.logits.log_softmax(dim=1)[range(4), labels.long()].mean()
+    torch.testing.assert_close(output.loss, wanted)
+    assert torch.equal(column.loss, output.loss)
+
+
+def test_a_removed_tokens_setting_is_saved_and_others_are_refused(tmp_path):
+    build([0, 0.5, 0], removed_tokens="gone").save_pretrained(tmp_path)
+    loaded = PrunedBertForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.removed_tokens == "gone" and not loaded.bert.encoder.fusions
+    with pytest.raises(Exception, match="removed_tokens"):
+        PrunedBertConfig(removed_tokens="lost")
+
+
+@pytest.mark.parametrize("size", [80, 50])
+def test_another_number_of_words(batch, tmp_path, size):
+    """New words do not stand in the training text: they are the rarest."""
+    model = build([0, 0.5, 0], "frequency")
+    counts = model.bert.encoder.pruners["1"].counts.clone()
+    model.resize_token_embeddings(size)
+    ids = batch["input_ids"].clamp(max=size - 1)
+    ids[0, 3:12] = size - 1
+    with torch.no_grad():
+        output = model(**batch | {"input_ids": ids})
+    resized = model.bert.encoder.pruners["1"].counts
+    assert len(resized) == size and torch.equal(resized[:64], counts[:size])
+    if size > 64:
+        assert (resized[64:] == 0).all()
+        assert set(output.kept[1][0].tolist()) >= {
+            0,
+            *range(3, 11),
+        }  # 9 stay: [CLS] and new words, early first
+    model.save_pretrained(tmp_path)
+    loaded = PrunedBertForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch | {"input_ids": ids}).logits, output.logits)
+
+
+def test_every_saver_keeps_every_weight(batch, tmp_path):
+    """Also after a pass without gradients, in which the fast paths may look at weights as they like."""
+    model = build([0.3, 0.5, 0.3], ["ideal gradients student", "frequency", "column mean threshold"])
+    with torch.inference_mode():
+        logits = model(**batch).logits
+    names = set(model.state_dict())
+    Accelerator().save_model(model, tmp_path / "accelerate")
+    model.save_pretrained(tmp_path / "transformers")
+    save_model(model, tmp_path / "one.safetensors")
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    saved = [load_file(tmp_path / folder / "model.safetensors") for folder in ("accelerate", "transformers")]
+    saved += [load_file(tmp_path / "one.safetensors"), torch.load(tmp_path / "state.pt", weights_only=True)]
+    for state in saved:
+        assert set(state) == names
+        fresh = copy.deepcopy(model)
+        fresh.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in state.items()})
+        fresh.load_state_dict(state)
+        with torch.inference_mode():
+            assert torch.equal(fresh(**batch).logits, logits)
+
+
+def test_trainer_evaluates_a_pruned_model_like_a_stock_one(tmp_path):
+    model = build([0, 0.5, 0], "ideal gradients student")
+    stock = BertForSequenceClassification(model.config)
+    lengths = [5, 9, 17, 3, 8, 12]
+    data = [{"input_ids": torch.arange(5, 5 + n), "labels": n % 2} for n in lengths]
+    with torch.no_grad():
+        logits = torch.cat([model(row["input_ids"][None]).logits for row in data])
+    answers = logits.argmax(dim=1)
+    labels = torch.tensor([row["labels"] for row in data])
+
+    def compute_metrics(prediction):
+        classes = np.argmax(prediction.predictions, axis=-1)
+        return {"accuracy": (classes == prediction.label_ids).mean()}
+
+    def collate(rows):
+        ids = torch.nn.utils.rnn.pad_sequence([row["input_ids"] for row in rows], batch_first=True)
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids > 0).long(),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+    arguments = TrainingArguments(tmp_path, per_device_eval_batch_size=4, report_to=[], use_cpu=True)
+    common = {"args": arguments, "data_collator": collate, "compute_metrics": compute_metrics}
+    pruned, plain = (Trainer(each, eval_dataset=data, **common) for each in (model, stock))
+    predicted = pruned.predict(data)
+    assert predicted.predictions.shape == plain.predict(data).predictions.shape == (6, 2)
+    assert predicted.predictions == pytest.approx(logits.numpy(), abs=1e-5)
+    measured = pruned.evaluate()
+    assert measured["eval_accuracy"] == pytest.approx((answers == labels).float().mean().item())
+    wanted = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert measured["eval_loss"] == pytest.approx(wanted, abs=1e-5)
+    assert {*measured} == {*plain.evaluate()}

@@ -1,22 +1,24 @@
 """The three Prepare scripts, as a user runs them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import SHARED, write_task
+from conftest import ROOT, SHARED, write_task
 
 import PrepareAgnews4Lstm
 import PrepareGlue4Bert
 import PrepareGlue4Lstm
 from pruning import bert_folder, caches, preparing, words
-from pruning.batches import Examples
 from pruning.errors import UserError
 
 
 def load(path):
     cache = caches.load(path, "")
-    return cache, {name: Examples.from_columns(part) for name, part in cache["splits"].items()}
+    examples = caches.EXAMPLES[cache["model"]]
+    return cache, {name: examples.from_columns(part) for name, part in cache["splits"].items()}
 
 
 def test_bert_caches_hold_the_joined_pairs(full_world, capsys):
@@ -59,7 +61,7 @@ def test_preparing_again_does_nothing_until_something_changed(full_world, capsys
 
 def test_long_sequences_are_cut_the_longer_sentence_first(world, monkeypatch):
     def row(rng, index):
-        return f"{index}\t{'good ' * 300}\tbad film\tentailment"
+        return f"{index}\t{'good ' * 300}\tbad film\t{'not_' * (index % 2)}entailment"
 
     write_task(world / "data/RTE", "index\tsentence1\tsentence2\tlabel", row)
     PrepareGlue4Bert.main()
@@ -69,6 +71,19 @@ def test_long_sequences_are_cut_the_longer_sentence_first(world, monkeypatch):
     monkeypatch.setattr(PrepareGlue4Bert, "max_length", 64)
     PrepareGlue4Bert.main()
     assert load(world / "cache/bert/rte.pt")[1]["train"].lengths.max() == 64
+
+
+def test_a_separator_within_a_sentence_does_not_move_the_second_segment(world):
+    def row(rng, index):
+        return f"{index}\tgood [SEP] film\tbad\t{index % 2}"
+
+    write_task(world / "data/WNLI", "index\tsentence1\tsentence2\tlabel", row)
+    write_task(world / "data/CoLA", None, lambda rng, index: f"x\t{index % 2}\t\tgood [SEP] film")
+    PrepareGlue4Bert.main()
+    pairs = load(world / "cache/bert/wnli.pt")[1]["train"]
+    assert (int(pairs.lengths[0]), int(pairs.second_starts[0])) == (7, 5)
+    sentences = load(world / "cache/bert/cola.pt")[1]["train"]
+    assert (int(sentences.lengths[0]), int(sentences.second_starts[0])) == (5, 5)
 
 
 def test_casing_comes_from_the_bert(world):
@@ -97,6 +112,72 @@ def test_without_data_the_scripts_say_how_to_get_it(world, script):
     with pytest.raises(UserError, match="no data found") as error:
         script.main()
     assert "README" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "value", "wanted"),
+    [
+        (PrepareGlue4Bert, "max_length", 4, "from 5 to 160"),
+        (PrepareGlue4Bert, "max_length", 161, "from 5 to 160"),
+        (PrepareGlue4Bert, "max_length", "128", "from 5 to 160"),
+        (PrepareGlue4Bert, "max_length", 128.0, "from 5 to 160"),
+        (PrepareGlue4Lstm, "vocabulary_size", 2, "of at least 3"),
+        (PrepareAgnews4Lstm, "vocabulary_size", True, "of at least 3"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_an_error_before_any_work(
+    full_world, monkeypatch, script, name, value, wanted
+):
+    monkeypatch.setattr(script, name, value)
+    with pytest.raises(UserError) as error:
+        script.main()
+    assert (
+        str(error.value) == f"{name} in {script.__name__}.py is {value!r}; it must be a whole number {wanted}"
+    )
+    assert not list((full_world / "cache").iterdir())
+
+
+def test_the_smallest_settings_work(world, monkeypatch):
+    write_task(world / "data/CoLA", None, lambda rng, index: f"x\t{index % 2}\t\tgood film")
+    monkeypatch.setattr(PrepareGlue4Bert, "max_length", 3)
+    monkeypatch.setattr(PrepareGlue4Lstm, "vocabulary_size", 3)
+    (world / "bert/config.json").unlink()  # until it is converted, a BERT may be without
+    PrepareGlue4Bert.main()
+    PrepareGlue4Lstm.main()
+    assert set(load(world / "cache/bert/cola.pt")[1]["train"].lengths.tolist()) == {3}
+    cache, splits = load(world / "cache/lstm/cola.pt")
+    assert len(cache["vocabulary"]) == 3 and splits["train"].ids.row(0).sort().values.tolist() == [1, 2]
+    write_task(world / "data/MNLI", None, lambda rng, index: "")
+    with pytest.raises(UserError, match="is 3; it must be a whole number of at least 5"):
+        PrepareGlue4Bert.main()
+
+
+@pytest.mark.parametrize("script", [PrepareGlue4Bert, PrepareGlue4Lstm])
+def test_training_rows_of_one_class_are_an_error(world, script):
+    write_task(world / "data/CoLA", None, lambda rng, index: "x\t1\t\tgood film")
+    with pytest.raises(UserError) as error:
+        script.main()
+    assert (
+        str(error.value) == "data/CoLA/train.tsv: all rows are of the class 'acceptable'; training needs two"
+    )
+
+
+def test_a_file_that_cannot_be_opened_is_an_error(full_world, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(caches, "fingerprint", refuse)
+    with pytest.raises(UserError, match=r"^data/SST-2/train\.tsv cannot be read: Permission denied$"):
+        PrepareGlue4Bert.main()
+
+
+@pytest.mark.parametrize(
+    ("script", "unneeded"),
+    [(PrepareGlue4Bert, ["pandas", "tensorflow", "keras"]), (PrepareAgnews4Lstm, ["pandas"])],
+)
+def test_the_scripts_import_what_they_need_only(script, unneeded):
+    code = f"import sys; sys.modules.update(dict.fromkeys({unneeded})); import {script.__name__}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_without_a_vocabulary_the_script_says_so(world):

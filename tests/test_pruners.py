@@ -1,37 +1,35 @@
-"""Scores, teachers and the loss that students learn by."""
+"""Scores of pruners, and the loss that students learn by."""
 
 import pytest
 import torch
-from conftest import tiny_config
 
-from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification
-from pruning import metrics, pruners, teachers
-from pruning.pruners import Tokens
+from pruning import losses, methods, pruners
+from pruning.pruners import PrunerConfig
+from pruning.selection import Tokens
 
 
 def tokens(ids, mask):
     return Tokens.start(torch.zeros(*ids.shape, 4), mask, ids)
 
 
+def random_scores(ids, seed=0, layer=0):
+    config = PrunerConfig(layer, hidden_size=4, vocab_size=60, seed=seed)
+    return pruners.RandomPruner(config).eval().score(tokens(ids, torch.ones_like(ids).bool()))
+
+
 def test_random_scores_follow_from_seed_layer_and_example():
     ids = torch.randint(5, 60, (3, 50))
-    mask = torch.ones(3, 50).bool()
-
-    def score(seed, layer, ids=ids):
-        return pruners.RandomPruner(seed, layer).eval()(tokens(ids, mask[: len(ids)]))
-
-    first = score(0, 0)
-    assert torch.equal(first[1:2], score(0, 0, ids[1:2]))
-    assert not torch.equal(first, score(1, 0))
-    assert not torch.equal(first, score(0, 1))
+    first = random_scores(ids)
+    assert torch.equal(first[1:2], random_scores(ids[1:2]))
+    assert not torch.equal(first, random_scores(ids, seed=1))
+    assert not torch.equal(first, random_scores(ids, layer=1))
     changed = ids[1:2].clone()
     changed[0, 49] += 1
-    assert not torch.equal(first[1:2], score(0, 0, changed))
+    assert not torch.equal(first[1:2], random_scores(changed))
 
 
 def test_random_scores_are_uniform():
-    ids = torch.randint(5, 30_000, (200, 60))
-    scores = pruners.RandomPruner(0, 0).eval()(tokens(ids, torch.ones(200, 60).bool()))
+    scores = random_scores(torch.randint(5, 30_000, (200, 60)))
     assert scores.min() >= 0 and scores.max() < 1
     assert abs(scores.mean() - 0.5) < 0.01
     assert abs(scores.std() - 12**-0.5) < 0.01
@@ -40,23 +38,36 @@ def test_random_scores_are_uniform():
     assert neighbours[0, 1].abs() < 0.05
 
 
-def test_frequency_drops_the_commonest():
-    pruner = pruners.FrequencyPruner(10)
-    pruner.counts.copy_(torch.tensor([0, 0, 0, 0, 0, 9, 100, 1, 5, 5]))
+@pytest.fixture
+def frequency():
+    return pruners.FrequencyPruner(PrunerConfig(0, hidden_size=4, vocab_size=10))
+
+
+def test_frequency_drops_the_commonest(frequency):
+    frequency.counts.copy_(torch.tensor([0, 0, 0, 0, 0, 9, 100, 1, 5, 5]))
     ids = torch.tensor([[5, 6, 7, 8, 9]])
-    scores = pruner(tokens(ids, torch.ones(1, 5).bool()))
+    scores = frequency.score(tokens(ids, torch.ones(1, 5).bool()))
     assert scores.argsort(descending=True, stable=True).tolist() == [[2, 3, 4, 0, 1]]
+
+
+def test_words_that_the_training_text_does_not_count_stay_longest(frequency):
+    frequency.set_frequencies(torch.tensor([9, 9, 9, 3]))  # an embedding of more words than the vocabulary
+    assert frequency.counts.tolist() == [9, 9, 9, 3, 0, 0, 0, 0, 0, 0]
+    frequency.resize(12)
+    assert frequency.counts.tolist() == [9, 9, 9, 3, *[0] * 8]
+    frequency.resize(3)
+    assert frequency.counts.tolist() == [9, 9, 9]
 
 
 def test_ranking_loss_is_least_for_the_teachers_own_ranking():
     teacher = torch.tensor([[-1e9, 4.0, -0.5, 2.0, 77.0]])
     mask = torch.tensor([[True, True, True, True, False]])
-    own = pruners.SHARPNESS * 3**0.5 * torch.tensor([[-0.75, 0.75, -0.25, 0.25, 50.0]])  # padding: no matter
-    assert pruners.ranking_loss(own, teacher, mask) < 1e-6
-    assert pruners.ranking_loss(own.flip(1), teacher, mask) > 0.1
+    own = losses.SHARPNESS * 3**0.5 * torch.tensor([[-0.75, 0.75, -0.25, 0.25, 50.0]])  # padding: no matter
+    assert losses.ranking_loss(own, teacher, mask) < 1e-6
+    assert losses.ranking_loss(own.flip(1), teacher, mask) > 0.1
     scores = torch.zeros(1, 5, requires_grad=True)
     for _ in range(200):
-        loss = pruners.ranking_loss(scores, teacher, mask)
+        loss = losses.ranking_loss(scores, teacher, mask)
         (gradient,) = torch.autograd.grad(loss, scores)
         scores = (scores - 5 * gradient).detach().requires_grad_()
     assert scores[0, :4].argsort().tolist() == teacher[0, :4].argsort().tolist()
@@ -65,64 +76,53 @@ def test_ranking_loss_is_least_for_the_teachers_own_ranking():
 def test_the_ranking_alone_counts():
     scores, teacher = torch.randn(3, 8), torch.randn(3, 8)
     mask = torch.arange(8) < torch.tensor([8, 5, 2])[:, None]
-    first = pruners.ranking_loss(scores, teacher, mask)
-    assert torch.equal(first, pruners.ranking_loss(scores, (7 * teacher).exp(), mask))
-    assert first != pruners.ranking_loss(scores, -teacher, mask)
+    first = losses.ranking_loss(scores, teacher, mask)
+    assert torch.equal(first, losses.ranking_loss(scores, (7 * teacher).exp(), mask))
+    assert first != losses.ranking_loss(scores, -teacher, mask)
 
 
-def test_ranking_loss_of_one_token_or_equal_scores_is_finite():
-    mask = torch.tensor([[True, False], [True, True]])
-    loss = pruners.ranking_loss(torch.zeros(2, 2), torch.tensor([[3.0, 0.0], [0.0, 0.0]]), mask)
-    assert torch.isfinite(loss)
+def test_ranking_loss_of_one_token_or_none_is_zero_and_of_equal_scores_finite():
+    mask = torch.tensor([[True, False], [False, False]])
+    teacher = torch.tensor([[3.0, 0.0], [0.0, 0.0]])
+    assert losses.ranking_loss(torch.zeros(2, 2), teacher, mask) == 0
+    equal = losses.ranking_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2).bool())
+    assert 0 < equal < torch.inf
+
+
+def test_the_loss_of_the_task_is_of_classes_or_of_a_score():
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 0.0])
+    wanted = -logits.log_softmax(dim=1)[:, 0].mean()
+    torch.testing.assert_close(losses.task_loss(logits, labels), wanted)
+    assert losses.task_loss(torch.tensor([[2.0], [1.0]]), torch.tensor([1.0, 4.0])) == (1 + 9) / 2
+
+
+def test_distillation_loss_is_the_divergence_at_the_temperature():
+    logits, teacher = torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([[4.0, 0.0, 2.0]])
+    assert losses.distillation_loss(teacher, teacher) == 0
+    p, q = ((values / 2).softmax(dim=1) for values in (teacher, logits))
+    wanted = 4 * (p * (p / q).log()).sum()
+    torch.testing.assert_close(losses.distillation_loss(logits, teacher), wanted)
+    assert losses.distillation_loss(torch.tensor([[2.0], [1.0]]), torch.tensor([[1.0], [4.0]])) == 5
 
 
 def test_unknown_names_are_refused():
+    config = PrunerConfig(0, hidden_size=4, vocab_size=9)
     with pytest.raises(ValueError, match="unknown pruning method 'tails'"):
-        pruners.build_pruner("tails", layer=0, hidden_size=4, vocab_size=9)
+        methods.build_pruner("tails", methods.BERT_METHODS, config)
+    with pytest.raises(ValueError, match="unknown pruning method 'column mean'"):
+        methods.build_pruner("column mean", methods.LSTM_METHODS, config)
 
 
-@pytest.fixture
-def dense():
-    torch.manual_seed(0)
-    config = PrunedBertConfig(**tiny_config(initializer_range=0.3), num_labels=3)
-    return PrunedBertForSequenceClassification(config).eval()
-
-
-@pytest.fixture
-def batch():
-    mask = (torch.arange(12) < torch.tensor([12, 7])[:, None]).long()
-    return {"input_ids": torch.randint(5, 64, (2, 12)) * mask, "attention_mask": mask}
-
-
-def test_emission_rate_is_the_row_of_cls_in_the_product(dense, batch):
-    dense.set_attn_implementation("eager")
-    with torch.no_grad():
-        attentions = dense(**batch, output_attentions=True).attentions
-    dense.set_attn_implementation("sdpa")
-    scores = teachers.bert_scores(dense, batch, {0: "ideal emission rate", 2: "ideal emission rate"})
-    a0, a1, a2 = (a.mean(1) for a in attentions)
-    torch.testing.assert_close(scores[0], (a2 @ a1 @ a0)[:, 0])
-    torch.testing.assert_close(scores[2], a2[:, 0])
-    assert dense.config._attn_implementation == "sdpa"
-    assert (scores[0][1, 7:] == 0).all()
-
-
-def test_gradients_are_those_of_the_loss_for_the_models_own_answer(dense, batch):
-    sizes = teachers.bert_scores(dense, batch, {1: "ideal gradients"})[1]
-    output = dense(**batch, output_hidden_states=True)
-    answer = output.logits.argmax(1)
-    loss = torch.nn.functional.cross_entropy(output.logits, answer, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, output.hidden_states[1])
-    wanted = gradient.norm(dim=2)
-    for row in range(2):  # the same up to a factor of the example
-        real = batch["attention_mask"][row].bool()
-        ratio = sizes[row][real] / wanted[row][real]
-        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
-
-
-def test_the_gradient_does_not_vanish_where_the_model_is_sure():
-    logits = torch.tensor([[80.0, -80.0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(metrics.answer_margin(logits).sum(), logits)
-    assert gradient.abs().min() == 1
-    score = torch.tensor([[2.5]])
-    assert metrics.answer_margin(score) == 2.5  # a regression asks for the score itself
+@pytest.mark.parametrize(
+    ("method", "teacher", "is_teacher"),
+    [
+        ("head", None, False),
+        ("column mean", None, False),  # in a pruned model it needs no full pass
+        ("column mean student", "column mean", False),
+        ("ideal gradients", "ideal gradients", True),
+        ("ideal gradients student", "ideal gradients", False),
+        ("lstm", "lstm", True),
+    ],
+)
+def test_teachers_and_students_need_a_teachers_scores(method, teacher, is_teacher):
+    assert methods.teacher_of(method) == teacher and methods.is_teacher(method) == is_teacher

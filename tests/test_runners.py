@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import ROOT, sentence, write_task
+from running import BERT, LSTM, experiment, files, found, runner
 
 import PrepareAgnews4Lstm
 import PrepareGlue4Bert
@@ -15,21 +17,21 @@ import PrepareGlue4Lstm
 import RunBert4Glue
 import RunLstm4Agnews
 import RunLstm4Glue
-from pruning import pruners, records, runs, schedules, training
+from pruning import bert as berts
+from pruning import caches, devices, distillation, methods, plots, records, schedules, training
 from pruning.errors import UserError
-from pruning.tasks import GLUE
 
-SMALL = {
-    "seeds": [0],
-    "dense_epochs": 1,
-    "pruned_epochs": 1,
-    "batch_size": 8,
-    "timing_examples": 4,
-    "timing_passes": 1,
-    "shown_examples": 3,
-}
-BERT = SMALL | {"pruning_schedule": [0, 0.5, 0.5], "task_names": ["sst-2"], "pruning_methods": ["head"]}
-LSTM = SMALL | {"target_prune_rate": 0.5, "pruning_methods": ["lstm student"]}
+
+@pytest.fixture
+def pictures():
+    """For the tests that look at them."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """They take most of the time of so small a run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(plots, "write_plots", lambda *_: None)
 
 
 @pytest.fixture
@@ -45,30 +47,11 @@ def lstm(full_world, monkeypatch):
     return runner(RunLstm4Glue, LSTM | {"task_names": ["sst-2"]}, monkeypatch)
 
 
-def runner(module, settings, monkeypatch):
-    def main(**changes):
-        for name, value in (settings | changes).items():
-            monkeypatch.setattr(module, name, value)
-        module.main()
-
-    return main
-
-
-def found(model, **wanted):
-    """Records by method, of those with these fields."""
-    chosen = [r for r in records.read_all(model) if all(r[k] == v for k, v in wanted.items())]
-    return {r["method"]: r for r in chosen}
-
-
-def files(world, model):
-    return {p: p.stat().st_mtime_ns for p in (world / "records" / model).glob("*/*.json")}
-
-
-def test_bert_every_method_and_a_mixture(bert, full_world, capsys):
+def test_bert_every_method_and_a_mixture(bert, full_world, capsys, pictures):
     mixed = ["head", "frequency", "ideal gradients student"]
-    bert(pruning_methods=[*pruners.BERT_METHODS, mixed])
+    bert(pruning_methods=[*methods.BERT_METHODS, mixed])
     made = found("BERT")
-    assert set(made) == {"dense", *pruners.BERT_METHODS, "frequency + ideal gradients student"}
+    assert set(made) == {"dense", *methods.BERT_METHODS, "frequency + ideal gradients student"}
     for method, record in made.items():
         split = record["splits"]["dev"]
         assert len(split["predictions"]) == 12
@@ -79,7 +62,7 @@ def test_bert_every_method_and_a_mixture(bert, full_world, capsys):
             continue
         assert 0.5 < split["token_layers_kept"] < 0.7
         assert split["tokens_by_layer"][0] > split["tokens_by_layer"][1] > split["tokens_by_layer"][2]
-        assert (record["timings"] is None) == (method in pruners.BERT_TEACHERS)
+        assert (record["timings"] is None) == methods.is_teacher(method)
     timings = made["head"]["timings"]
     assert set(timings) == {"dense, padded to 128", "dense, stock", "dense, ours", "pruned"}
     assert timings["dense, stock"]["speedup"] == 1 and timings["dense, ours"]["share_of_bound"] == 1
@@ -88,7 +71,7 @@ def test_bert_every_method_and_a_mixture(bert, full_world, capsys):
         < timings["dense, ours"]["flops"]
         < timings["dense, padded to 128"]["flops"]
     )
-    page = next((full_world / "records/BERT/sst-2").glob("head-*.html")).read_text()
+    page = next((full_world / "records/BERT/sst-2").glob("head-*/page.html")).read_text()
     assert '<span class="gone">' in page and "dropped before layer 2" in page
     assert (full_world / "records/BERT/sst-2.png").stat().st_size > 10_000
     summary = (full_world / "records/BERT/summary.md").read_text()
@@ -177,11 +160,14 @@ def test_an_interrupted_run_leaves_no_record_and_is_redone(bert, full_world, mon
 
 def test_the_dense_model_is_trained_once_and_teachers_are_asked_once(bert, full_world, monkeypatch):
     asked, trained = [], []
-    real_train, real_score = training.train, runs.teachers.score_examples
+    real_train, real_score = training.train, distillation.score_examples
+
+    def score(model, examples, *rest, **named):
+        asked.append(len(examples))
+        return real_score(model, examples, *rest, **named)
+
     monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(k["name"]) or real_train(*a, **k))
-    monkeypatch.setattr(
-        runs.teachers, "score_examples", lambda e, *a, **k: asked.append(len(e)) or real_score(e, *a, **k)
-    )
+    monkeypatch.setattr(distillation, "score_examples", score)
     bert(pruning_methods=["head", "ideal gradients student"])
     bert(pruning_methods=["tail", "ideal gradients"])
     assert [name.split(", ")[1] for name in trained] == [
@@ -195,10 +181,10 @@ def test_labels_are_not_used_at_evaluation(bert, full_world, method):
     bert(pruning_methods=[method])
     first = found("BERT")
     cache_path = full_world / "cache/bert/sst-2.pt"
-    cache = torch.load(cache_path, weights_only=True)
+    cache = caches.load(cache_path, "")
     labels = cache["splits"]["dev"]["labels"]
     cache["splits"]["dev"]["labels"] = 1 - labels
-    torch.save(cache, cache_path)
+    caches.save(cache_path, cache)
     (full_world / "records").rename(full_world / "before")
     bert(pruning_methods=[method])
     for name, record in found("BERT").items():
@@ -209,17 +195,29 @@ def test_labels_are_not_used_at_evaluation(bert, full_world, method):
 
 
 def test_lstm_every_method(lstm, full_world):
-    lstm(pruning_methods=list(pruners.LSTM_METHODS), task_names=["sst-2", "mrpc", "sts-b"])
-    for task in ("sst-2", "mrpc", "sts-b"):
-        made = found("LSTM", task=task)
-        wanted = {"dense", "random", "head", "tail", "frequency", "lstm student"}
-        assert set(made) >= wanted and (task == "sts-b" or "bag of words" in made)
-        assert made["lstm student"]["splits"]["dev"]["token_layers_kept"] < 0.6
-    page = next((full_world / "records/LSTM/mrpc").glob("tail-*.html")).read_text()
+    lstm(pruning_methods=list(methods.LSTM_METHODS), task_names=["mrpc"])
+    lstm(pruning_methods=["lstm student"], task_names=["sst-2", "sts-b"])
+    made = found("LSTM", task="mrpc")
+    assert set(made) == {"dense", "bag of words", *methods.LSTM_METHODS}
+    assert set(found("LSTM", task="sst-2")) == {"dense", "bag of words", "lstm student"}
+    assert set(found("LSTM", task="sts-b")) == {"dense", "lstm student"}
+    for record in records.read_all("LSTM"):
+        split, method = record["splits"]["dev"], record["method"]
+        assert len(split["predictions"]) == 12
+        if method in ("dense", "bag of words"):
+            assert split["token_layers_kept"] == (1 if method == "dense" else None)
+        else:
+            assert 0.5 <= split["token_layers_kept"] < 0.6  # of odd lengths the larger half stays
+            assert (record["timings"] is None) == methods.is_teacher(method)
+    timings = made["lstm student"]["timings"]
+    fair = {"dense, stock", "dense, packed"}
+    assert set(timings) == {*fair, "dense, padded to 128", "dense, ours", "pruned"}
+    assert max(timings[name]["speedup"] for name in fair) == 1
+    page = next((full_world / "records/LSTM/mrpc").glob("tail-*/page.html")).read_text()
     assert "&nbsp;|&nbsp;" in page
 
 
-def test_agnews(full_world, monkeypatch):
+def test_agnews(full_world, monkeypatch, pictures):
     PrepareAgnews4Lstm.main()
     runner(RunLstm4Agnews, LSTM | {"pruning_methods": ["lstm student", "lstm", "random"]}, monkeypatch)()
     made = found("LSTM")
@@ -227,38 +225,48 @@ def test_agnews(full_world, monkeypatch):
     assert (full_world / "records/LSTM/agnews.png").is_file()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"pruning_schedule": [0, 0.5]}, r"2 rates, but this BERT has 3 layers.*top of RunBert4Glue\.py"),
-        ({"pruning_schedule": "harf"}, r"no schedule is called 'harf'.*half.*RunBert4Glue\.py"),
-        ({"pruning_schedule": {"mrpc": "half"}}, r"pruning_schedule says nothing of sst-2"),
-        ({"pruning_schedule": [0, 0, 1.1]}, r"layer 2: .*between 0 and 1.*RunBert4Glue\.py"),
-        ({"pruning_methods": ["nose"]}, r"unknown pruning method 'nose'.*RunBert4Glue\.py"),
-        ({"pruning_methods": [["head"]]}, "one for each of the 3 layers"),
-        ({"task_names": ["sst2"]}, r"\['sst2'\]; known are: cola"),
-        ({"task_names": ["rte"]}, r"no cache .*rte\.pt\. Run: python PrepareGlue4Bert\.py"),
-    ],
-)
-def test_wrong_bert_settings_stop_before_any_training(bert, monkeypatch, changes, message):
-    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained"))
-    with pytest.raises(UserError, match=message):
-        bert(**changes)
+def test_every_prepared_task_is_run_and_others_are_named(bert, lstm, capsys):
+    bert(task_names=None)
+    assert [r["task"] for r in records.read_all("BERT") if r["method"] == "head"] == [
+        "mrpc",
+        "sst-2",
+        "sts-b",
+    ]
+    said = capsys.readouterr().out
+    for task in ("cola", "qqp", "mnli", "qnli", "rte", "wnli"):
+        assert f"{task}: skipped, it is not prepared (no cache/bert/{task}.pt)" in said
+    lstm(task_names=["rte", "mrpc"])
+    assert {r["task"] for r in records.read_all("LSTM")} == {"mrpc"}
+    assert "rte: skipped, it is not prepared (no cache/lstm/rte.pt)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"target_prune_rate": 1.5}, r"target_prune_rate in RunLstm4Glue\.py: .*between 0 and 1"),
-        ({"pruning_methods": ["column mean"]}, "unknown pruning method 'column mean'"),
-        ({"task_names": []}, "empty"),
-        ({"task_names": ["wnli"]}, r"Run: python PrepareGlue4Lstm\.py"),
-    ],
-)
-def test_wrong_lstm_settings_stop_before_any_training(lstm, monkeypatch, changes, message):
-    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained"))
-    with pytest.raises(UserError, match=message):
-        lstm(**changes)
+def test_without_a_prepared_task_the_runner_names_the_script(bert, lstm):
+    with pytest.raises(UserError, match=r"no task is prepared in .*bert\. Run: python PrepareGlue4Bert\.py"):
+        bert(task_names=["rte"])
+    with pytest.raises(UserError, match=r"no task is prepared in .*lstm\. Run: python PrepareGlue4Lstm\.py"):
+        lstm(task_names=["wnli"])
+
+
+def test_without_methods_the_dense_model_alone_is_trained(bert, capsys):
+    bert(pruning_methods=[])
+    assert set(found("BERT")) == {"dense"}
+    assert "| sst-2 | dense " in capsys.readouterr().out
+
+
+def test_the_runner_ends_with_the_table_of_its_own_runs(bert, full_world, capsys):
+    bert(pruning_methods=["head", "tail"])
+    bert(seeds=[1])
+    capsys.readouterr()
+    bert(pruning_methods=["tail"])
+    table = [line for line in capsys.readouterr().out.split("\n") if line.startswith("| ")]
+    assert [[cell.strip() for cell in line.split("|")[1:5]] for line in table[1:]] == [
+        ["sst-2", "dense", "", "1"],
+        ["sst-2", "tail", "[0, 0.5, 0.5]", "1"],
+    ]
+    summary = (full_world / "records/BERT/summary.md").read_text()
+    assert [line.split("|")[2].strip() for line in summary.split("\n") if line.startswith("| sst-2")] == [
+        "dense", "head", "tail",
+    ]  # fmt: skip
 
 
 def test_another_vocabulary_or_casing_makes_the_cache_stale(bert, full_world):
@@ -286,7 +294,7 @@ def test_without_a_bert_the_runner_says_how_to_get_one(bert, full_world, capsys)
 
 def test_weights_of_another_shape_are_refused(bert, full_world):
     torch.save({"pooler.dense.bias": torch.zeros(32)}, full_world / "bert/pytorch_model.bin")
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match=r"no BERT as bert.config\.json describes it.*shape \[64, 32\]"):
         bert()
 
 
@@ -298,14 +306,14 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(bert, full_world, mo
     whole = found("BERT")
     (full_world / "records").rename(full_world / "before")
     (full_world / "cache/bert/models").rename(full_world / "before_models")
-    real = training.full_batch
+    real = training.TrainingSet.batch
 
-    def small_memory(examples, rows, *rest):
+    def small_memory(data, rows, device):
         if len(rows) > 4:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return real(examples, rows, *rest)
+        return real(data, rows, device)
 
-    monkeypatch.setattr(training, "full_batch", small_memory)
+    monkeypatch.setattr(training.TrainingSet, "batch", small_memory)
     bert()
     assert "out of memory: batches go in 2 parts from here on" in capsys.readouterr().out
     for name, record in found("BERT").items():
@@ -314,20 +322,36 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(bert, full_world, mo
         assert record["splits"]["dev"]["predictions"] == whole[name]["splits"]["dev"]["predictions"]
 
 
-def test_bf16(bert, lstm, monkeypatch, capsys):
-    from accelerate.state import AcceleratorState
-
+@pytest.fixture
+def in_bf16(monkeypatch):
+    """Trainings in bf16, whatever the processor."""
     AcceleratorState._reset_state(True)
-    monkeypatch.setattr(training, "best_precision", lambda: ("bf16", "the test says so"))
-    try:
-        bert(pruning_methods=["ideal gradients student", "random"])
-        lstm()
-    finally:
-        AcceleratorState._reset_state(True)
-    assert "Precision: bf16, the test says so." in capsys.readouterr().out
-    for record in [*found("BERT").values(), found("LSTM")["lstm student"]]:
+    monkeypatch.setattr(devices, "best_precision", lambda: ("bf16", "the test says so"))
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def check_bf16(made):
+    """Training is in bf16, predictions are not: they would all be numbers of eight bits."""
+    for record in made:
         assert record["precision"] == "bf16"
         assert all(loss == loss for _, loss in record["loss_curve"])
+        predictions = torch.tensor(record["splits"]["dev"]["predictions"])
+        assert not torch.equal(predictions, predictions.bfloat16().float())
+
+
+def test_bert_in_bf16(in_bf16, bert, capsys):
+    bert(pruning_methods=["ideal gradients student", "random"], task_names=["sts-b"])
+    assert "Precision of the training: bf16, the test says so." in capsys.readouterr().out
+    check_bf16(records.read_all("BERT"))
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN's LSTM needs a processor with bf16"
+)
+def test_lstm_in_bf16(in_bf16, lstm):
+    lstm(task_names=["sts-b"])
+    check_bf16(records.read_all("LSTM"))
 
 
 def test_two_processes_write_each_record_once(bert, full_world):
@@ -355,9 +379,36 @@ def test_other_errors_are_not_taken_for_lack_of_memory(bert, monkeypatch):
     def broken(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(training, "full_batch", broken)
+    monkeypatch.setattr(training.TrainingSet, "batch", broken)
     with pytest.raises(RuntimeError, match="something else"):
         bert()
+
+
+EDGE = {
+    "training_rows": 1,
+    "dense_epochs": 0.1,
+    "pruned_epochs": 0.1,
+    "batch_size": 1_000,
+    "learning_rate": 1e-12,
+    "distillation_share": 1,
+    "ramp_share": 1,
+    "evaluation_batch_size": 1,
+    "timing_examples": 1,
+    "shown_examples": 0,
+}
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(0, 1), (1, 1 / 12)])
+def test_settings_at_the_edge_of_their_range_run(bert, lstm, rate, kept):
+    bert(**EDGE, pruning_schedule=[rate] * 3, pruning_methods=["random", "column mean student"])
+    lstm(**EDGE, target_prune_rate=rate)
+    for model in ("BERT", "LSTM"):
+        pruned = [r for r in records.read_all(model) if r["method"] not in ("dense", "bag of words")]
+        assert len(pruned) == (2 if model == "BERT" else 1)
+        for record in pruned:
+            split = record["splits"]["dev"]
+            assert split["token_layers_kept"] == pytest.approx(kept, abs=0.03 if rate else 0)
+            assert record["loss_curve"][-1][0] == 1 and len(split["predictions"]) == 12
 
 
 def test_two_seeds_give_a_mean_and_a_spread(bert, full_world):
@@ -367,21 +418,19 @@ def test_two_seeds_give_a_mean_and_a_spread(bert, full_world):
     assert "±" in row[records.HEADER.index("value")] and "±" in row[records.HEADER.index("against dense")]
 
 
-def test_runners_need_neither_tensorflow_nor_pandas():
+def test_without_tensorflow_and_pandas_a_script_ends_with_a_sentence_and_status_1(full_world):
+    """Nothing is prepared here; and importing the two fails."""
     code = (
-        "import sys\n"
-        "for name in ('tensorflow', 'keras', 'pandas'): sys.modules[name] = None  # importing them fails\n"
-        "import RunBert4Glue, RunLstm4Glue, RunLstm4Agnews, PrepareGlue4Bert\n"
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "for name in ('tensorflow', 'keras', 'pandas'): sys.modules[name] = None\n"
+        "import RunBert4Glue, RunLstm4Glue, PrepareGlue4Bert\n"
+        f"runpy.run_path({str(ROOT / 'RunLstm4Agnews.py')!r}, run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_wrong_setting_ends_the_script_with_a_sentence_and_status_1(full_world):
-    done = subprocess.run([sys.executable, str(ROOT / "RunLstm4Agnews.py")], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "no cache" in done.stderr and "PrepareAgnews4Lstm.py" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "no cache" in done.stderr and "Run: python PrepareAgnews4Lstm.py" in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("layers", [6, 12, 24, 3])
@@ -397,7 +446,7 @@ def test_named_schedules_fit_any_number_of_layers(name, share, layers, kind):
 
 
 def test_settings_stand_near_the_top():
-    assert RunBert4Glue.pruning_schedule in schedules.FOR_SIX_LAYERS
+    assert RunBert4Glue.pruning_schedule == schedules.resolve("half", 12, "pair")
     for script, name in (
         ("RunBert4Glue", "pruning_schedule"),
         ("RunLstm4Glue", "target_prune_rate"),
@@ -407,42 +456,47 @@ def test_settings_stand_near_the_top():
         assert any(line.startswith(f"{name} =") for line in lines[:70])
 
 
-def test_training_a_model_leaves_the_one_it_started_from_alone(bert, full_world, monkeypatch):
+def test_training_a_model_leaves_the_one_it_started_from_alone(bert):
     """And the pre-trained weights, which every task and seed starts from."""
-    monkeypatch.setattr(RunBert4Glue, "task_names", ["sst-2"])
-    family = RunBert4Glue.BertFamily().pruned_by([0, 0.5, 0.5], GLUE["sst-2"])
-    settings = records.settings_block(vars(RunBert4Glue)) | BERT
-    [data] = RunBert4Glue.open_caches(family.config, ["sst-2"])
-    plan = runs.Plan.from_settings(settings, "sst-2")
-    run = runs.TaskRun(family, plan, data, 0, training.pick_device())
-    pretrained = {name: tensor.clone() for name, tensor in family.weights.items()}
-    dense = run.dense()
+    one = experiment()
+    weights = one.models.pretrained.weights
+    pretrained = {name: tensor.clone() for name, tensor in weights.items()}
+    dense = one.dense()
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    run.train_pruned("head")
-    stock = RunBert4Glue.stock_copy(dense)
+    one.train_pruned("head")
+    stock = berts.stock_copy(dense)
     with torch.no_grad():
         for parameter in stock.parameters():
             parameter.add_(1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
-    assert all(torch.equal(tensor, pretrained[name]) for name, tensor in family.weights.items())
+    assert all(torch.equal(tensor, pretrained[name]) for name, tensor in weights.items())
 
 
-def test_copies_are_answered_by_the_dense_model(bert, full_world, monkeypatch):
+def test_augmented_copies_are_answered_by_the_dense_model(bert):
     """And each of their tokens has the score that it has in the whole sentence."""
-    family = RunBert4Glue.BertFamily().pruned_by([0, 0.5, 0.5], GLUE["sst-2"])
-    settings = records.settings_block(vars(RunBert4Glue)) | BERT | {"copies": 2, "pruned_epochs": 3}
-    [data] = RunBert4Glue.open_caches(family.config, ["sst-2"])
-    run = runs.TaskRun(family, runs.Plan.from_settings(settings, "sst-2"), data, 0, training.pick_device())
-    whole, lessons = run.train_examples, run.lessons()
-    assert len(lessons.examples) == len(lessons.logits) == 3 * len(whole)
-    assert torch.equal(lessons.examples.labels[: len(whole)], whole.labels)
+    one = experiment(augmented_copies=2, pruned_epochs=3)
+    whole, data = one.train_examples, one.distillation_set()
+    assert len(data.examples) == len(data.logits) == 3 * len(whole)
+    assert torch.equal(data.examples.labels[: len(whole)], whole.labels)
     copied = torch.arange(len(whole), 3 * len(whole))
-    answers = run._predict(run.dense(), lessons.examples.take(copied)).logits
-    assert torch.allclose(lessons.logits[copied], answers, atol=1e-5)
-    assert torch.equal(lessons.examples.labels[copied], answers.argmax(dim=1).float())
-    assert len(lessons.examples.ids.flat) < 2.95 * len(whole.ids.flat)
-    assert torch.equal(lessons.scores(whole.ids).flat, lessons.examples.ids.flat)  # ids in place of scores
-    model, curve = run.train_pruned("ideal gradients student")
+    copies = training.TrainingSet(data.examples.take(copied))
+    answers = training.predict(one.dense(), copies, batch_size=8, device=torch.device("cpu")).logits
+    assert torch.allclose(data.logits[copied], answers, atol=1e-5)
+    assert torch.equal(data.examples.labels[copied], answers.argmax(dim=1).float())
+    assert len(data.examples.ids.flat) < 2.95 * len(whole.ids.flat)
+    scored = data.with_scores({1: whole.ids})  # ids in place of scores
+    assert torch.equal(scored.teacher_scores[1].flat, data.examples.ids.flat)
+    model, curve = one.train_pruned("ideal gradients student")
     assert curve[-1][0] == 3 * len(whole) // 8  # as many steps as without copies
     assert all(m.p == 0 for m in model.modules() if isinstance(m, torch.nn.Dropout))
-    assert any(m.p > 0 for m in run.dense().modules() if isinstance(m, torch.nn.Dropout))
+    assert any(m.p > 0 for m in one.dense().modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_word_dropout_says_how_many_words_a_copy_lacks(bert):
+    whole = len(experiment().train_examples.ids.flat)
+    lengths = {
+        share: len(experiment(augmented_copies=1, word_dropout=share).distillation_set().examples.ids.flat)
+        for share in (0.0, 0.15, 0.5)
+    }
+    assert lengths[0.0] == 2 * whole
+    assert 1.5 * whole < lengths[0.5] < 1.7 * whole < lengths[0.15] < 1.95 * whole

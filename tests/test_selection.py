@@ -45,11 +45,11 @@ def test_of_equal_scores_the_earlier_token_stays():
     assert indices.tolist() == [list(range(7))]
 
 
-def test_left_out_is_what_was_not_chosen_and_no_padding():
+def test_removed_is_what_was_not_chosen_and_no_padding():
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
     indices, chosen = torch.tensor([[0, 2, 3], [1, 3, 3]]), torch.tensor([[True] * 3, [True, False, False]])
-    gone = selection.left_out(mask, indices, chosen)
-    assert gone.tolist() == [[False, True, False, False], [True, False, True, False]]
+    removed = selection.removed(mask, indices, chosen)
+    assert removed.tolist() == [[False, True, False, False], [True, False, True, False]]
 
 
 def test_the_first_real_token_stays_whatever_its_score():
@@ -82,6 +82,51 @@ def test_gather_takes_what_is_aligned():
     indices = torch.tensor([[0, 3], [1, 2]])
     assert selection.gather(ids, indices).tolist() == [[0, 3], [5, 6]]
     assert torch.equal(selection.gather(states, indices)[1], states[1, 1:3])
+
+
+def test_an_example_without_a_token_keeps_none_and_the_others_keep_theirs():
+    mask = torch.tensor([[False] * 3, [True] * 3])
+    tokens = selection.Tokens.start(torch.ones(2, 3, 1), mask, None)
+    kept = tokens.keep(torch.tensor([[3.0, 2, 1], [1.0, 2, 3]]), [0, 2], keep_first=False)
+    assert kept.kept_positions().tolist() == [[-1, -1], [1, 2]]
+    assert kept.lengths == [0, 2] and not kept.is_full
+
+
+def test_all_that_is_aligned_with_the_tokens_goes_with_them():
+    mask = torch.tensor([[False, True, True, True, True], [True, True, True, False, False]])
+    ids = torch.tensor([[0, 11, 12, 13, 14], [21, 22, 23, 0, 0]])
+    tokens = selection.Tokens.start(ids[..., None].float(), mask, ids)
+    assert tokens.positions[mask].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    scores = torch.tensor([[9.0, 0, 1, 3, 2], [0.0, 1, 2, 9, 9]])
+    kept = tokens.keep(scores, [3, 2], keep_first=True)
+    assert kept.ids[kept.mask].tolist() == [11, 13, 14, 21, 23]
+    assert kept.states[kept.mask].flatten().tolist() == [11, 13, 14, 21, 23]
+    assert kept.kept_positions().tolist() == [[0, 2, 3], [0, 2, -1]]
+    assert kept.whole[0] is ids and kept.whole[1] is mask
+
+
+def test_removed_tokens_reach_the_first_one_as_their_mean_through_a_matrix():
+    fusion = selection.TokenFusion(2)
+    assert torch.equal(fusion.weight, torch.zeros(2, 2))
+    fusion.weight.data = torch.tensor([[0.0, 1.0], [10.0, 0.0]])
+    states = torch.tensor([[[1.0, 2], [3, 4], [5, 6], [7, 8]], [[1, 2], [3, 4], [0, 0], [0, 0]]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    tokens = selection.Tokens.start(states, mask, None)
+    scores = torch.tensor([[0.0, 1, 0, 0], [0.0, 1, 9, 9]])
+    kept = tokens.keep(scores, [2, 2], keep_first=True, fusion=fusion)
+    assert kept.states[0].tolist() == [[1 + 7, 2 + 60], [3, 4]]  # of (5, 6) and (7, 8) the mean is (6, 7)
+    assert kept.states[1].tolist() == [[1, 2], [3, 4]]  # nothing was removed
+    assert tokens.states is states and states[0, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [([0, 0.5], "2 rates, but this BERT has 3 layers"), ([0, 0, 2], "layer 2: .*between 0 and 1, not 2")],
+)
+def test_schedules_that_do_not_fit_are_refused(schedule, message):
+    selection.check_schedule([0, 0.5, 1], 3)
+    with pytest.raises(ValueError, match=message):
+        selection.check_schedule(schedule, 3)
 
 
 @pytest.mark.parametrize("keep_first", [False, True])

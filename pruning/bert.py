@@ -1,0 +1,206 @@
+"""What is special to BERT in the grid: how it starts, what is built, which teachers it has."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+from transformers import BertForSequenceClassification
+
+from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification
+from pruning import bert_folder, caches, flops, methods, schedules, selection
+from pruning.batches import Examples
+from pruning.caches import TaskData
+from pruning.devices import say
+from pruning.errors import UserError
+from pruning.settings import BertSettings
+from pruning.tasks import Task
+from pruning.teachers import BERT_TEACHERS, Place
+
+State = Mapping[str, Tensor]
+PREPARED_BY = "PrepareGlue4Bert.py"
+
+
+@dataclass
+class Pretrained:
+    """The BERT in bert/.
+
+    Attributes:
+        config: the fields of a dense BertConfig.
+        weights: of its encoder, and of its pooler where it has one; fp32.
+        weights_file: where they come from.
+        key_fields: SHA-256 of both files.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    weights_file: Path
+    key_fields: dict[str, str]
+
+    @classmethod
+    def read(cls) -> "Pretrained":
+        """Raises UserError if there is no BERT in bert/, or its files do not fit together."""
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        config_file, weights_file = bert_folder.config_path(), bert_folder.weights_path()
+        config = bert_folder.read_config(config_file)
+        weights = bert_folder.read_weights(weights_file)
+        weights, lines = bert_folder.fit(weights, config, weights_file, config_file)
+        for line in lines:
+            say(line)
+        key_fields = {
+            "weights": caches.fingerprint(weights_file),
+            "config": caches.fingerprint(config_file),
+        }
+        return cls(config, weights, weights_file, key_fields)
+
+    @property
+    def layers(self) -> int:
+        return self.config["num_hidden_layers"]
+
+    def __str__(self) -> str:
+        return f"BERT: {self.layers} layers of {self.config['hidden_size']}, weights from {self.weights_file}"
+
+
+class Bert:
+    """The BERTs of one task, dense and pruned.
+
+    Attributes:
+        schedule: one rate for each layer.
+        key_fields, pruning_fields: what decides the outcome of every run, and of pruned ones besides.
+    """
+
+    name = "BERT"
+    teachers = BERT_TEACHERS
+    special_tokens = ("[CLS]", "[SEP]")
+
+    def __init__(self, pretrained: Pretrained, data: TaskData, settings: BertSettings, script: str):
+        """Raises UserError, which names `script`, for a schedule or a list of methods that does not fit."""
+        self.pretrained, self.data, self.layers = pretrained, data, pretrained.layers
+        self.schedule = rates(settings.pruning_schedule, self.layers, data.task.kind, script)
+        check_methods(settings.pruning_methods, self.layers, script)
+        self.removed_tokens = settings.removed_tokens
+        self.key_fields = pretrained.key_fields
+        self.pruning_fields = {"pruning": self.schedule, "removed_tokens": self.removed_tokens}
+        self.pruning_text = str(self.schedule)
+        self.pruned_layers = [f"layer {layer}" for layer, rate in enumerate(self.schedule) if rate > 0]
+
+    def __str__(self) -> str:
+        return f"{self.schedule}, which keeps {schedules.token_layers(self.schedule):.0%} of the token-layers"
+
+    def build(
+        self, method: str | list[str] | None, seed: int, state: State | None = None
+    ) -> PrunedBertForSequenceClassification:
+        """A model for the task: dense for no method; from the weights in bert/, or from a `state`."""
+        config: Any = PrunedBertConfig(**self.pretrained.config)
+        config.num_labels = self.data.task.outputs
+        if method is not None:
+            config.pruning_schedule = self.schedule
+            config.pruning_methods = method
+            config.pruning_seed = seed
+            config.removed_tokens = self.removed_tokens
+        model = PrunedBertForSequenceClassification.from_pretrained(
+            None, config=config, state_dict=own_copy(state or self.pretrained.weights)
+        )
+        methods.set_frequencies(model, self.data.counts)
+        return model
+
+    def method_name(self, method: str | list[str]) -> str:
+        """A method's name in records and tables."""
+        if isinstance(method, str):
+            return method
+        return " + ".join(m for m, rate in zip(method, self.schedule, strict=True) if rate > 0)
+
+    def teachers_of(self, method: str | list[str]) -> dict[Place, str]:
+        """Which layer needs which teacher's scores."""
+        by_layer = methods.methods_by_layer(method, self.layers)
+        pruned = [layer for layer, rate in enumerate(self.schedule) if rate > 0]
+        return {layer: name for layer in pruned if (name := methods.teacher_of(by_layer[layer]))}
+
+    def sentences(
+        self, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
+    ) -> list[dict[str, list]]:
+        """One example for the page: its words, and the layer before which each was dropped (None: never).
+
+        Args:
+            kept: of a model's output; None of a dense one.
+        """
+        words = [self.data.vocabulary[i] for i in examples.ids.row(row)]
+        dropped: list[str | None] = [None] * len(words)
+        for layer in reversed(range(self.layers if kept else 0)):
+            alive = set(kept[layer][row].tolist())  # type: ignore[index]
+            dropped = [before if i in alive else f"layer {layer}" for i, before in enumerate(dropped)]
+        return [{"words": words, "dropped": dropped}]
+
+    @property
+    def flops_of(self) -> dict[str, Any]:
+        """Variant → function of a model and a batch."""
+        stock = dict.fromkeys(("dense, padded to 128", "dense, stock"), flops.stock_bert)
+        return stock | dict.fromkeys(("dense, ours", "pruned"), flops.pruned_bert)
+
+    def dense_variants(self, dense: nn.Module) -> dict[str, nn.Module]:
+        """What a pruned model is timed beside: variant → model."""
+        stock = stock_copy(dense)
+        return {"dense, padded to 128": stock, "dense, stock": stock, "dense, ours": dense}
+
+
+def stock_copy(dense: Any) -> BertForSequenceClassification:
+    """The same weights in transformers' own model."""
+    state = own_copy(dense.state_dict())
+    return BertForSequenceClassification.from_pretrained(None, config=dense.config, state_dict=state)
+
+
+def own_copy(state: State) -> dict[str, Tensor]:
+    """`from_pretrained` makes the tensors it is handed the model's parameters, without copying them: a model
+    trained from another's would train that one too."""
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def rates(schedule: str | Sequence[float], layers: int, kind: str, script: str) -> list[float]:
+    """The schedule of a setting, see `schedules.resolve`. Raises UserError if it does not fit."""
+    resolved = schedules.resolve(schedule, layers, kind)
+    try:
+        selection.check_schedule(resolved, layers)
+    except ValueError as error:
+        fitting = schedules.resolve("half", layers, kind)
+        raise UserError(
+            f"{error}: it needs one rate for each layer, such as {fitting}. "
+            f"Edit pruning_schedule at the top of {script}"
+        ) from None
+    return resolved
+
+
+def check_methods(names: Sequence[str | list[str]], layers: int, script: str) -> None:
+    """Raises UserError unless every list of methods has one for each layer."""
+    try:
+        for method in names:
+            methods.methods_by_layer(method, layers)
+    except ValueError as error:
+        raise UserError(f"pruning_methods in {script}: {error}") from None
+
+
+def open_tasks(pretrained: Pretrained, tasks: Sequence[Task]) -> list[TaskData]:
+    """Every one of these tasks that is prepared, checked against the BERT.
+
+    Raises UserError if none is prepared, or one was made for another vocabulary or with other settings.
+    """
+    config, opened = pretrained.config, []
+    for data in caches.open_tasks("bert", tasks, PREPARED_BY):
+        name, length = data.task.name, data.settings["max_length"]
+        again = f"Run: python {PREPARED_BY}"
+        if any(data.settings[k] != v for k, v in bert_folder.tokenizer_settings().items()):
+            raise UserError(f"the cache of {name} was made for another casing than bert/'s. {again}")
+        if length > config["max_position_embeddings"]:
+            raise UserError(
+                f"the cache of {name} has sequences of up to {length} tokens, the BERT in bert/ reads "
+                f"{config['max_position_embeddings']}. Edit max_length in {PREPARED_BY} and run it again"
+            )
+        if len(data.vocabulary) > config["vocab_size"]:
+            raise UserError(
+                f"the vocabulary of {name}'s cache has {len(data.vocabulary)} words, the BERT in bert/ "
+                f"{config['vocab_size']}: they do not belong together. {again}"
+            )
+        opened.append(data)
+    return opened

@@ -1,0 +1,91 @@
+"""The device, its precision, and its memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
+from tqdm import tqdm
+
+from pruning import batches
+from pruning.errors import UserError
+
+
+def pick_device(in_several_processes: bool = True) -> Accelerator:
+    """GPU if there, else Apple's, else the CPU; bf16 where the device computes in it. Prints why.
+
+    Raises UserError if it runs in several processes and may not.
+    """
+    precision, why = best_precision()
+    accelerator = Accelerator(mixed_precision=precision)
+    processes = accelerator.num_processes
+    if processes > 1 and not in_several_processes:
+        raise UserError("this script runs in one process: start it with python, not with accelerate launch")
+    several = f", {processes} processes" if processes > 1 else ""
+    name, precision = device_name(accelerator.device), precision_name(accelerator)
+    say(f"Device: {name}{several}. Precision of the training: {precision}, {why}.")
+    return accelerator
+
+
+def say(text: str) -> None:
+    """Prints a line, in one of the processes that train together."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def best_precision() -> tuple[str, str]:
+    """accelerate's name of a precision, and the reason for it: what the device has, never a clock."""
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU computes in it"
+        return "no", "this GPU does not compute in bf16"
+    if torch.backends.mps.is_available():
+        return "no", "the precision best supported on Apple's GPUs"
+    if torch.cpu._is_amx_tile_supported():
+        return "bf16", "this processor has AMX units for it"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "this processor has AVX-512 instructions for it"
+    return "no", "this processor has no instructions for bf16"
+
+
+def precision_name(accelerator: Accelerator) -> str:
+    """bf16 or fp32, for people."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of a record wants to know of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+@dataclass
+class Memory:
+    """The number of parts that a batch is cut into, because it did not fit whole."""
+
+    parts: int = 1
+    may_cut: bool = True
+
+    def run(
+        self, rows: Tensor, work: Callable[[Tensor], Any], start: Callable[[], None] | None = None
+    ) -> list:
+        """`work` on all rows, in parts that fit; `start` before the first part, and whenever parts shrink."""
+        while True:
+            if start is not None:
+                start()
+            try:
+                return [work(piece) for piece in batches.pieces(rows, self.parts)]
+            except RuntimeError as error:
+                if not self.may_cut or not should_reduce_batch_size(error) or self.parts >= len(rows):
+                    raise
+                self.parts *= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            tqdm.write(f"out of memory: batches go in {self.parts} parts from here on, results unchanged")

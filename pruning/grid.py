@@ -1,0 +1,291 @@
+"""The grid of a runner: for each task and seed the dense model, then every method from it.
+
+An `Experiment` is one task and seed. It holds what BERT and the LSTM share; what is special to them comes
+with `models`, a `bert.Bert` or a `lstm.Lstm`. The dense model is trained once: it is the baseline, the
+teacher and the start of every method. It is kept in cache/, and so are the scores of its teachers.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from filelock import FileLock, Timeout
+
+from pruning import batches, caches, devices, distillation, methods, records, training
+from pruning.batches import Examples, Ragged
+from pruning.bert import Bert
+from pruning.caches import TaskData
+from pruning.distillation import DistillationSet
+from pruning.lstm import Lstm
+from pruning.records import BAG_OF_WORDS, DENSE
+from pruning.teachers import Place
+from pruning.training import Arguments, Curve, RatesAt, TrainingSet
+
+CALIBRATED_ON = 512  # training examples, for pruners with a threshold
+OF_DENSE = ("epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay")  # arguments in its key
+
+Method = str | list[str]
+
+
+@dataclass
+class Trained:
+    """A model that was trained.
+
+    Attributes:
+        curve: of the loss.
+        started: when the training began, in seconds since the epoch.
+    """
+
+    method: Method
+    model: Any
+    curve: Curve
+    started: float
+
+
+@contextmanager
+def claim(experiment: "Experiment", method: Method, wait: bool) -> Iterator[bool]:
+    """Holds a run for this process (for all that train together). Yields False, at once, where another
+    process holds it; with `wait`, its end is waited for. A process that dies holds nothing."""
+    lock = FileLock(caches.CACHE / "locks" / f"{records.key_of(experiment.key_fields_of(method))}.lock")
+    held = [True]
+    if experiment.accelerator.is_main_process:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            held = [False]
+    try:
+        yield broadcast_object_list(held)[0]
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class Store:
+    """What an experiment keeps in cache/<model>/<kind>/<name>-<key>.pt.
+
+    Attributes:
+        folder: cache/<model>.
+        name: of the task and the seed.
+        writes: whether this process is the one that writes.
+    """
+
+    folder: Path
+    name: str
+    writes: bool
+
+    def _path(self, kind: str, fields: dict[str, Any]) -> Path:
+        return self.folder / kind / f"{self.name}-{records.key_of(fields)}.pt"
+
+    def load(self, kind: str, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """What `keep` wrote; None where there is nothing sound."""
+        return caches.load_if_good(self._path(kind, fields))
+
+    def keep(self, kind: str, fields: dict[str, Any], content: dict[str, Any]) -> None:
+        """Writes `content` under everything that decides it, `fields`."""
+        if self.writes:
+            caches.save(self._path(kind, fields), content)
+
+
+def dense_key_fields(experiment: "Experiment") -> dict[str, Any]:
+    """Everything that decides the outcome of a dense model."""
+    return {
+        "task": experiment.data.task.name,
+        "method": DENSE,
+        "seed": experiment.seed,
+        "cache": experiment.data.fingerprint,
+        "training_rows": len(experiment.train_examples),
+        "training": {name: getattr(experiment.dense_arguments, name) for name in OF_DENSE},
+        "precision": devices.precision_name(experiment.accelerator),
+        "processes": experiment.accelerator.num_processes,
+        **experiment.models.key_fields,
+    }
+
+
+class Experiment:
+    """One task and seed.
+
+    Attributes:
+        train_examples: the rows that every model of the experiment learns from.
+        key_fields: of the dense model, everything that decides its outcome.
+        store: its place in cache/.
+    """
+
+    def __init__(
+        self, models: Bert | Lstm, data: TaskData, settings: Any, seed: int, accelerator: Accelerator
+    ):
+        """settings: of the task, a `settings.Training`."""
+        self.models, self.data, self.settings, self.seed = models, data, settings, seed
+        self.accelerator = accelerator
+        self.train_examples = batches.subset(data.splits["train"], settings.training_rows)
+        self.dense_arguments = Arguments.of_dense(settings)
+        self.pruned_arguments = Arguments.of_pruned(settings)
+        self.key_fields = dense_key_fields(self)
+        name = f"{data.task.name}-seed{seed}"
+        self.store = Store(caches.CACHE / models.name.lower(), name, accelerator.is_main_process)
+        self._dense: Any = None
+        self._distillation_set: DistillationSet | None = None
+
+    def key_fields_of(self, method: Method) -> dict[str, Any]:
+        """Everything that decides the outcome of a run."""
+        if method == DENSE:
+            return self.key_fields
+        if method == BAG_OF_WORDS:
+            return {**self.key_fields, "method": BAG_OF_WORDS, "seed": 0}
+        return {
+            "task": self.data.task.name,
+            "method": self.models.method_name(method),
+            "methods": method,
+            "seed": self.seed,
+            "dense": {name: value for name, value in self.key_fields.items() if name != "seed"},
+            **self.models.pruning_fields,
+            "training": asdict(self.pruned_arguments),
+        }
+
+    def folder_of(self, method: Method) -> Path:
+        """Where the record of a run lies."""
+        return records.folder_of(self.models.name, self.key_fields_of(method))
+
+    def train(self, method: Method) -> Trained:
+        """Fine-tunes the dense model, or trains a pruned one from it."""
+        started = time.time()
+        model, curve = self._fine_tune() if method == DENSE else self.train_pruned(method)
+        return Trained(method, model, curve, started)
+
+    def dense(self) -> Any:
+        """The dense model: from memory, from cache/, or by training it."""
+        if self._dense is None:
+            with claim(self, DENSE, wait=True):  # another process may be training it
+                saved = self.store.load("models", self.key_fields)
+                if saved is None:
+                    self._fine_tune()
+                else:
+                    self._dense = self.models.build(None, self.seed, saved["state"])
+                    self._dense.to(self.accelerator.device).eval()
+        return self._dense
+
+    def forget(self) -> None:
+        """Lets go of the dense model, which is in cache/."""
+        self._dense = self._distillation_set = None
+
+    def _fine_tune(self) -> tuple[Any, Curve]:
+        set_seed(self.seed)
+        model: Any = self.models.build(None, self.seed)
+        if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
+            model.classifier.bias.data.fill_(float(self.data.splits["train"].labels.mean()))
+        curve = self.fit(model, TrainingSet(self.train_examples), self.dense_arguments, DENSE)
+        self._dense = model.eval()
+        self.store.keep("models", self.key_fields, {"state": training.state_on_cpu(model)})
+        return model, curve
+
+    def train_pruned(self, method: Method, rates_at: RatesAt | None = None) -> tuple[Any, Curve]:
+        """A pruned model that starts as the dense one and learns from its answers, and the curve of its loss.
+
+        Args:
+            rates_at: see `training.train`; None: the model's schedule.
+        """
+        state = self.dense().state_dict()
+        scores = self.teacher_scores(method, self.train_examples, keep=True)
+        data = self.distillation_set().with_scores(scores)
+        set_seed(self.seed)
+        model: Any = self.models.build(method, self.seed, state)
+        curve = self.fit(model, data, self.pruned_arguments, self.models.method_name(method), rates_at)
+        few = batches.subset(self.train_examples, CALIBRATED_ON)
+        rows, device = torch.arange(len(few)), self.accelerator.device
+        methods.calibrate(model, lambda: batches.to_device(few.batch(rows), device))
+        return model.eval(), curve
+
+    def fit(
+        self, model: Any, data: TrainingSet, arguments: Arguments, name: str, rates_at: RatesAt | None = None
+    ) -> Curve:
+        """`training.train` with this experiment's seed and device."""
+        title = f"{self.data.task.name}, {name}, seed {self.seed}"
+        common = {"seed": self.seed, "accelerator": self.accelerator, "rates_at": rates_at}
+        return training.train(model, data, arguments, name=title, **common)
+
+    def distillation_set(self) -> DistillationSet:
+        """The training examples and their copies with the dense model's answers."""
+        if self._distillation_set is None:
+            self._distillation_set = distillation.distillation_set(
+                self.dense(),
+                self.data.task,
+                self.train_examples,
+                self.pruned_arguments,
+                special=[self.data.vocabulary.index(token) for token in self.models.special_tokens],
+                seed=self.seed,
+                batch_size=self.settings.evaluation_batch_size,
+                device=self.accelerator.device,
+            )
+        return self._distillation_set
+
+    def teacher_scores(
+        self, method: Method, examples: Examples, keep: bool = False
+    ) -> dict[Place, Ragged] | None:
+        """The teachers' scores of `examples`, or None where the method needs none.
+
+        With `keep` they are computed once for a dense model and kept in cache/.
+        """
+        wanted = self.models.teachers_of(method)
+        if not wanted:
+            return None
+        fields = {**self.key_fields, "teachers": {str(place): name for place, name in wanted.items()}}
+        saved = self.store.load("teachers", fields) if keep else None
+        if saved is not None:
+            rows = {place: distillation.sequences_of(examples, place) for place in wanted}
+            return {place: Ragged(saved["scores"][place], rows[place].offsets) for place in wanted}
+        scores = distillation.score_examples(
+            self.dense(),
+            examples,
+            wanted,
+            self.models.teachers,
+            batch_size=self.settings.evaluation_batch_size,
+            device=self.accelerator.device,
+            quiet=not self.accelerator.is_main_process,
+        )
+        if keep:
+            self.store.keep(
+                "teachers", fields, {"scores": {place: rows.flat for place, rows in scores.items()}}
+            )
+        return scores
+
+
+def methods_of(experiment: Experiment) -> list[Method]:
+    """The runs of an experiment, by their methods."""
+    return [DENSE, *experiment.settings.pruning_methods]
+
+
+def unfinished(experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, Method]]:
+    """Every run that has no record yet, held for this process while it is worked on.
+
+    What another process works on is passed over. When nothing else is left it is waited for: a process that
+    died leaves it undone.
+    """
+    for folder in (caches.CACHE, records.RECORDS):
+        caches.remove_leftovers(folder)
+    todo = [(experiment, method) for experiment in experiments for method in methods_of(experiment)]
+    wait = False
+    while todo:
+        busy: list[tuple[Experiment, Method]] = []
+        for i, (experiment, method) in enumerate(todo):
+            if (experiment, DENSE) in busy:  # what its methods start from
+                busy.append((experiment, method))
+                continue
+            with claim(experiment, method, wait and i == 0) as held:
+                folder = experiment.folder_of(method)
+                if not held:
+                    devices.say(f"{folder}: another process works on it")
+                    busy.append((experiment, method))
+                elif records.read(folder) is not None:
+                    devices.say(f"{folder} is there: finished before, skipped")
+                else:
+                    yield experiment, method
+            if i + 1 == len(todo) or todo[i + 1][0] is not experiment:
+                experiment.forget()
+        wait = len(busy) == len(todo)
+        todo = busy

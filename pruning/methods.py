@@ -1,0 +1,129 @@
+"""Names of pruning methods, and the step that models share: score, choose, gather.
+
+`BERT_METHODS` and `LSTM_METHODS` hold every name that `pruning_methods` may hold: the pruners, the teachers
+and a student of each teacher.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.pruners import (
+    ColumnMeanPruner,
+    FrequencyPruner,
+    HeadPruner,
+    Pruner,
+    PrunerConfig,
+    RandomPruner,
+    StudentPruner,
+    TailPruner,
+    TeacherPruner,
+    ThresholdPruner,
+)
+from pruning.selection import TokenFusion, Tokens
+from pruning.teachers import BERT_TEACHERS, LSTM_TEACHERS
+
+STUDENT = " student"
+PRUNERS: dict[str, Callable[[PrunerConfig], Pruner]] = {
+    "random": RandomPruner,
+    "head": HeadPruner,
+    "tail": TailPruner,
+    "frequency": FrequencyPruner,
+    "column mean": ColumnMeanPruner,
+    "column mean threshold": ThresholdPruner,
+}
+NEED_ATTENTION = ("column mean", "column mean threshold")  # not before an LSTM
+
+
+def methods_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str, Callable[..., Pruner]]:
+    """Method → class, for a model with these pruners and teachers."""
+    table = {name: PRUNERS[name] for name in pruner_names}
+    for teacher in teachers:
+        table.setdefault(teacher, TeacherPruner)  # "column mean" is a pruner too, which needs no full pass
+        table[teacher + STUDENT] = StudentPruner
+    return table
+
+
+BERT_METHODS = methods_of(PRUNERS, BERT_TEACHERS)
+LSTM_METHODS = methods_of([name for name in PRUNERS if name not in NEED_ATTENTION], LSTM_TEACHERS)
+
+
+def build_pruner(method: str, methods: dict[str, Callable[..., Pruner]], config: PrunerConfig) -> Pruner:
+    """The pruner called `method`. Raises ValueError for a name that is not in `methods`."""
+    if method not in methods:
+        raise ValueError(f"unknown pruning method {method!r}; known are: {', '.join(methods)}")
+    return methods[method](config)
+
+
+def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
+    """BERT's methods, one for each layer. Raises ValueError for a wrong length or an unknown name."""
+    by_layer = [methods] * layers if isinstance(methods, str) else list(methods)
+    if len(by_layer) != layers:
+        raise ValueError(
+            f"a list of pruning methods needs one for each of the {layers} layers, not {len(by_layer)}"
+        )
+    for method in by_layer:
+        if method not in BERT_METHODS:
+            raise ValueError(f"unknown pruning method {method!r}; BERT knows: {', '.join(BERT_METHODS)}")
+    return by_layer
+
+
+def is_teacher(method: str) -> bool:
+    """Whether a method prunes by what deployment does not have."""
+    return (BERT_METHODS | LSTM_METHODS).get(method) is TeacherPruner
+
+
+def teacher_of(method: str) -> str | None:
+    """The teacher whose scores a method needs (a teacher itself, or a student in training)."""
+    return method.removesuffix(STUDENT) if method.endswith(STUDENT) or is_teacher(method) else None
+
+
+def prune(
+    pruner: Pruner,
+    tokens: Tokens,
+    rate: float,
+    *,
+    keep_first: bool,
+    layer: Any = None,
+    teacher_scores: Tensor | None = None,
+    fusion: TokenFusion | None = None,
+) -> tuple[Tokens, Tensor | None]:
+    """Scores, chooses, gathers: the tokens that stay and, in training, the loss of a student.
+
+    Args:
+        layer: see `Pruner.score`.
+        teacher_scores: (B, T₀) of the whole sentences, by position; teachers always need them, students
+            while they train.
+        keep_first, fusion: see `Tokens.keep`.
+    """
+    aligned = None if teacher_scores is None else teacher_scores.gather(1, tokens.positions)
+    scores = pruner.score(tokens, layer, aligned)
+    loss = None
+    if aligned is not None and pruner.training:
+        # nothing is to be learned of a first token that stays in any case
+        ranked = tokens.mask & (tokens.positions > 0) if keep_first else tokens.mask
+        loss = pruner.loss(scores, aligned, ranked)
+    lengths = pruner.lengths(scores, tokens, rate)
+    return tokens.keep(scores, lengths, keep_first, fusion), loss
+
+
+def set_frequencies(model: nn.Module, counts: Tensor) -> None:
+    """Tells a model's pruners how often each word stands in the training text. counts: (V',)."""
+    for module in model.modules():
+        if isinstance(module, Pruner):
+            module.set_frequencies(counts)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, make_batch: Callable[[], dict[str, Tensor]]) -> None:
+    """Sets thresholds to what removes as many tokens of a batch, of many examples drawn at random, as the
+    schedule would. Leaves the model in evaluation mode."""
+    model.eval()
+    thresholds = [module for module in model.modules() if isinstance(module, ThresholdPruner)]
+    for pruner in thresholds:
+        pruner.train()
+    if thresholds:
+        model(**make_batch())
+    model.eval()

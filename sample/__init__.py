@@ -1,0 +1,1 @@
+"""A small made-up world, and a walk through it with every script: `make run`."""

@@ -1,0 +1,227 @@
+"""Shows by the clock what pruning gains: BERT and LSTM with random weights, so no data and no training.
+
+    nothing  →  records/benchmark/<device>-<key>/record.json, tables.md, speed.png
+
+Run it without parameters, `python -m studies.benchmark` (or `make bench`): 12 minutes on two CPU cores, twice
+that where the device computes in bf16. Change what is between the two rulers below. Every comparison is made
+within one cell, see `timing.measure`; `studies.workloads` builds what is compared.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pruning import devices, methods, plots, records, settings, timing
+from pruning.pruners import TeacherPruner, ThresholdPruner
+from pruning.settings import Count, Share
+from pruning.timing import Variant
+from studies import workloads
+from studies.tables import OURS, STOCK, cell_table
+from studies.workloads import Berts
+
+# ----------------------------------------------------------------------------------------------
+# Settings
+
+bert_shapes = ["BERT-Base", "6 layers"]  # see workloads.SHAPES
+lengths_of = ["sst-2", "128", "512"]  # see workloads.LENGTHS; a number: every sequence is that long
+batch_sizes = [1, 8, 32, 128]
+schedules = {  # where, as a share of the layers, and the rate before that layer; the token-layers kept:
+    "light": [(1 / 3, 0.3)],  # 80%
+    "half": [(1 / 6, 0.4), (1 / 3, 0.3), (2 / 3, 0.3)],  # 50%
+    "heavy": [(1 / 6, 0.8), (1 / 2, 0.5)],  # 28%
+}
+pruning_methods = ["random", "head", "tail", "frequency", "ideal gradients student"]  # all with "half"
+lstm_batch_sizes = [1, 32, 256]
+lstm_rates = [0, 0.3, 0.6, 0.9]
+tokens_a_pass = 400  # about as many real tokens go through each variant, in at least one batch
+seconds_a_cell = 15  # in which a cell makes as many passes as it can, but at least
+fewest_passes = 4
+# ----------------------------------------------------------------------------------------------
+
+# A teacher is no speed-up, and a threshold removes nothing until it has been tuned on real sentences.
+TIMED = [name for name, kind in methods.BERT_METHODS.items() if kind not in (TeacherPruner, ThresholdPruner)]
+MOST_TOKENS = 512  # that a BERT reads
+SMALL, LARGE = 1, 32  # batch sizes of the BERT cells that show something else than schedules
+LEGEND = """Time and FLOPs are those of one example; FLOPs by formula, as executed. Speed-up: a ratio of
+medians against the row that has × 1.00 (stock transformers, length-sorted, padded per batch; the faster
+dense LSTM). The bound is what FLOPs promise against ours dense, the share of it is what the clock shows.
+"""
+
+
+def _known(names: Collection[str]) -> AfterValidator:
+    def check(values: list[str]) -> list[str]:
+        for value in values:
+            is_number = value.isdigit() and 1 < int(value) <= MOST_TOKENS
+            if value not in names and not (names is workloads.LENGTHS and is_number):
+                raise ValueError(f"unknown name {value!r}; known are: {', '.join(names)}")
+        return values
+
+    return AfterValidator(check)
+
+
+def _complete(values: dict[str, Any]) -> dict[str, Any]:
+    if not {"half", "heavy"} <= set(values):
+        raise ValueError("one has to be called 'half', and one 'heavy'")
+    return values
+
+
+class BenchmarkSettings(BaseModel):
+    """The block above."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    bert_shapes: Annotated[list[str], _known(workloads.SHAPES)]
+    lengths_of: Annotated[list[str], _known(workloads.LENGTHS)]
+    batch_sizes: list[Count]
+    schedules: Annotated[dict[str, list[tuple[Share, Share]]], AfterValidator(_complete)]
+    pruning_methods: Annotated[list[str], _known(TIMED)]
+    lstm_batch_sizes: list[Count]
+    lstm_rates: Annotated[list[Share], Field(min_length=1)]
+    tokens_a_pass: Count
+    seconds_a_cell: Annotated[float, Field(ge=0)]
+    fewest_passes: Count
+
+
+@dataclass
+class Benchmark:
+    """All cells of one device."""
+
+    chosen: BenchmarkSettings
+    accelerator: Accelerator
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def precisions(self) -> dict[str, torch.dtype]:
+        """fp32, and bf16 where the device computes in it."""
+        bf16 = {"bf16": torch.bfloat16} if devices.precision_name(self.accelerator) == "bf16" else {}
+        return {"fp32": torch.float32, **bf16}
+
+    def time_all(self) -> None:
+        for precision, dtype in self.precisions.items():
+            for shape in self.chosen.bert_shapes:
+                berts = Berts.build(shape, self.device, dtype)
+                facts: dict[str, Any] = {"shape": shape, "precision": precision}
+                self.time_schedules(berts, facts)
+                self.time_the_rest(berts, facts)
+            for size in self.chosen.lstm_batch_sizes:
+                variants = workloads.lstms(
+                    self.chosen.lstm_rates, size, self.chosen.tokens_a_pass, self.device, dtype
+                )
+                title = f"LSTM, {precision}, lengths of agnews, batches of {size}"
+                fair, facts = ["dense, packed", "dense, padded"], {"precision": precision, "batch_size": size}
+                self.add("lstm", title, {"": variants}, fair, "dense, padded", facts)
+
+    def time_schedules(self, berts: Berts, facts: dict[str, Any]) -> None:
+        chosen = self.chosen
+        for name in chosen.lengths_of:
+            for size in chosen.batch_sizes:
+                if not is_worth_it(name, size, facts["shape"], self.device):
+                    continue
+                variants = workloads.pruners(
+                    berts, chosen.schedules, chosen.pruning_methods, name, size, chosen.tokens_a_pass
+                )
+                title = f"{facts['shape']}, {facts['precision']}, lengths of {name}, batches of {size}"
+                cell = facts | {"lengths": name, "batch_size": size}
+                self.add("bert", title, {"": variants}, [STOCK], OURS, cell)
+
+    def time_the_rest(self, berts: Berts, facts: dict[str, Any]) -> None:
+        schedules, tokens = self.chosen.schedules, self.chosen.tokens_a_pass
+        name = f"{facts['shape']}, {facts['precision']}"
+        for size in (SMALL, LARGE):
+            parts = {f" ({order})": v for order, v in workloads.gains(berts, size, tokens).items()}
+            title = f"{name}, each gain, sst-2, batches of {size}"
+            self.add("gains", title, parts, ["stock"], "all", facts | {"batch_size": size})
+        variants = workloads.first_code(berts, schedules["half"], LARGE, tokens)
+        title, fair = f"{name}, from the first code to here, sst-2", ["the first code's way"]
+        facts = facts | {"batch_size": LARGE}
+        self.add("first code", title, {"": variants}, fair, "without pruning", facts)
+        if berts.dtype == torch.float32:  # as weights in training always are
+            variants = workloads.training_steps(berts, schedules, LARGE, self.accelerator)
+            precision = devices.precision_name(self.accelerator)
+            title = f"{facts['shape']}, {precision}, a training step, sst-2"
+            facts = facts | {"precision": precision}
+            self.add("training", title, {"": variants}, ["stock"], OURS, facts, inference=False)
+
+    def add(
+        self,
+        kind: str,
+        title: str,
+        parts: dict[str, dict[str, Variant]],
+        fair: Sequence[str],
+        dense: str,
+        facts: dict[str, Any],
+        inference: bool = True,
+    ) -> None:
+        """Measures a cell.
+
+        Args:
+            parts: what the names of rows end with → variants that are measured together.
+            fair, dense, inference: see `timing.measure`.
+            facts: what else to say of the cell.
+        """
+        rows: dict[str, dict[str, Any]] = {}
+        for ending, variants in parts.items():
+            measured = timing.measure(
+                variants,
+                fair=fair,
+                dense=dense,
+                device=self.device,
+                passes=self.chosen.fewest_passes,
+                at_least_seconds=self.chosen.seconds_a_cell,
+                inference=inference,
+            )
+            rows |= {name + ending: row for name, row in measured.items()}
+        self.cells.append({"title": title, "kind": kind, **facts, "rows": rows})
+        table = records.markdown(*cell_table(rows))
+        print(f"\n{title} ({time.time() - self.started:.0f} s)\n\n{table}", flush=True)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """The run's folder. values: of the settings block."""
+        device, seconds = devices.device_name(self.device), time.time() - self.started
+        record = records.header(device, " and ".join(self.precisions), seconds, values)
+        fields = {name: record[name] for name in ("device", "processor", "settings")}
+        key = records.key_of(fields | {"git_commit": record["environment"]["git_commit"]})
+        folder = records.RECORDS / "benchmark" / f"{records.slug(device)}-{key}"
+        page = f"# Speed on {device} ({record['processor']})\n\n"
+        page += f"`python -m studies.benchmark`, {seconds / 60:.0f} minutes.\n\n{LEGEND}"
+        for cell in self.cells:
+            page += f"\n## {cell['title']}\n\n{records.markdown(*cell_table(cell['rows']))}\n"
+        records.write_text(folder / "tables.md", page)
+        if any(cell["kind"] == "bert" for cell in self.cells):
+            plots.write_speed(folder / "speed.png", self.cells, device)
+        records.write(folder / records.RECORD, record | {"cells": self.cells})
+        print(f"\n{LEGEND}\nRecords: {folder}  ({seconds / 60:.1f} minutes)")
+
+
+def is_worth_it(lengths: str, size: int, shape: str, device: torch.device) -> bool:
+    """On a CPU sequences of one length are timed at one batch size: 128 tokens one by one, 512 by 8 in the
+    small shape. All the others would take most of an hour."""
+    if device.type != "cpu" or not lengths.isdigit():
+        return True
+    return size == 1 if int(lengths) <= timing.PADDED else size == 8 and shape != "BERT-Base"
+
+
+def main() -> None:
+    block = settings.Block.read(globals(), BenchmarkSettings)
+    chosen = block.for_task(settings.OTHER)  # no setting here differs by task
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    set_seed(0)
+    benchmark = Benchmark(chosen, devices.pick_device(in_several_processes=False))
+    benchmark.time_all()
+    benchmark.write(block.values)
+
+
+if __name__ == "__main__":
+    main()

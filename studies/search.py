@@ -1,0 +1,253 @@
+"""Finds pruning schedules for BERT: the best metric at every speed, by the clock of this machine.
+
+    cache/bert/<task>.pt, bert/  →  records/search/, and lists to paste into `pruning_schedule`
+
+Run it without parameters, after PrepareGlue4Bert.py and `pip install -r requirements-studies.txt`:
+`python -m studies.search`. For each task one model is fine-tuned over random schedules, so that it serves all
+of them (a supernet). Sentences held out from its training set then evaluate some hundred schedules: the plain
+shapes first, then random ones, then what Optuna proposes. How long a schedule takes is read from a table of
+seconds by layer and length, and the schedules chosen for a speed are timed. The dev set is asked once, at the
+end. Change what is between the two rulers below; what was trained before is taken from cache/.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import optuna
+from pydantic import Field
+from tqdm import tqdm
+
+from pruning import bert, devices, plots, records, results, schedules, settings
+from pruning.errors import UserError, run_script
+from pruning.grid import Experiment
+from pruning.tasks import GLUE
+from studies import tables
+from studies.supernet import Schedule, Supernet
+from studies.tables import RECIPE, Record
+
+# ----------------------------------------------------------------------------------------------
+# Settings. Those of a training may differ by task
+
+# How many times as fast as stock transformers (length-sorted, padded per batch) the model has to be.
+budgets = [1.5, 2, 2.5, 3.5]
+kept_budgets = {"half": 0.5, "third": 0.34, "fifth": 0.2}  # and at most this share of the token-layers
+task_names = ["sst-2"]  # one schedule is sought that serves all of them
+pruning_method = RECIPE
+seeds = [0]  # the first one
+training_rows = {"sst-2": 16_000, "mrpc": 3_301, "cola": 7_696, "sts-b": 5_174}  # the rest is held out
+held_out_rows = 1_000  # of the rest, at most: they evaluate the schedules
+dense_epochs = {"sst-2": 2, "mrpc": 3, "cola": 3, "sts-b": 3}
+pruned_epochs = {"sst-2": 2, "mrpc": 3, "cola": 3, "sts-b": 3}
+batch_size = 32
+learning_rate = 1e-4
+student_learning_rate = 1e-3
+fusion_learning_rate = 1e-3
+distillation_share = 0.5
+ramp_share = 0.5  # of the training, in which schedules get as hard as `kept_shares` says
+kept_shares = [0.15, 0.7]  # of the token-layers, that schedules keep while the model is trained
+dropout = 0.0
+augmented_copies = {"sst-2": 1, "mrpc": 2, "cola": 2, "sts-b": 2}
+word_dropout = 0.15
+removed_tokens = "fused"
+evaluations = 150  # schedules that are evaluated
+evaluation_batch_size = 64
+timing_examples = 128
+timing_passes = 5
+# ----------------------------------------------------------------------------------------------
+
+STEP = 0.05  # rates are multiples of it
+FIRST = 0.4  # of the evaluations go to plain shapes, and to schedules drawn at random
+SHAPED = 5  # schedules of each plain shape
+CORRECTIONS = 3  # how often a choice that the clock refuses is made again
+
+
+class Settings(settings.BertTraining, settings.GlueTasks):
+    """The block, for one task."""
+
+    budgets: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    kept_budgets: dict[str, settings.Share]
+    pruning_method: settings.BertMethod
+    held_out_rows: settings.Count
+    kept_shares: Annotated[list[settings.Share], Field(min_length=2, max_length=2)]
+    evaluations: settings.Count
+    timing_examples: settings.Count
+    timing_passes: settings.Count
+
+
+class Point(NamedTuple):
+    """What the held-out sentences say of a schedule: means over the tasks."""
+
+    metric: float
+    speedup: float  # against stock, by the table
+    kept: float  # share of the token-layers
+
+
+Points = dict[Schedule, Point]
+
+
+# --- The search --------------------------------------------------------------------------------
+
+
+def rounded(schedule: Sequence[float]) -> Schedule:
+    """To multiples of STEP, at most HIGHEST_RATE."""
+    return tuple(round(min(schedules.HIGHEST_RATE, round(rate / STEP) * STEP), 2) for rate in schedule)
+
+
+def plain(layers: int, kept_shares: Sequence[float]) -> list[Schedule]:
+    """Schedules that anyone would try: the same rate everywhere, everywhere but before the first layer or
+    the first two, and once only, before the first layer."""
+    once = [1] + [0] * (layers - 1)
+    shapes = [once, *([0] * late + [1] * (layers - late) for late in range(min(3, layers)))]
+    low, high = kept_shares
+    shares = [low + (high - low) * i / (SHAPED - 1) for i in range(SHAPED)]
+    return [rounded(schedules.shaped(shape, share)) for share in shares for shape in shapes]
+
+
+def search(supernets: list[Supernet]) -> tuple[Points, list[Schedule]]:
+    """Evaluates schedules on the held-out sentences of every task.
+
+    Returns:
+        What is known of each, and the front: those that no other one beats in both metric and speed-up,
+        slowest first.
+    """
+    experiment, points = supernets[0].experiment, Points()
+    chosen, layers, rng = experiment.settings, range(experiment.models.layers), random.Random(experiment.seed)
+    first = round(FIRST * chosen.evaluations)
+    starts = plain(len(layers), chosen.kept_shares)[:first]
+    for _ in range(first - len(starts)):
+        starts.append(rounded(schedules.draw(len(layers), rng.uniform(*chosen.kept_shares), rng)))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(n_startup_trials=first, seed=experiment.seed)
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
+    for schedule in starts:
+        study.enqueue_trial({f"layer {layer}": schedule[layer] for layer in layers})
+    bar = tqdm(total=chosen.evaluations, desc="schedules")
+    while len(points) < chosen.evaluations:
+        trial, highest = study.ask(), schedules.HIGHEST_RATE
+        schedule = rounded([trial.suggest_float(f"layer {i}", 0, highest, step=STEP) for i in layers])
+        if schedule not in points:
+            points[schedule] = evaluated(supernets, schedule)
+            bar.update()
+        study.tell(trial, points[schedule][:2])
+    front = {rounded([*trial.params.values()]) for trial in study.best_trials}
+    return points, sorted(front, key=lambda schedule: points[schedule].speedup)
+
+
+def evaluated(supernets: list[Supernet], schedule: Schedule) -> Point:
+    answers = [part.evaluate(schedule, part.held_out) for part in supernets]
+    return Point(
+        metric=statistics.mean(metric for metric, _ in answers),
+        speedup=statistics.geometric_mean(part.speedup(schedule) for part in supernets),
+        kept=statistics.mean(kept for _, kept in answers),
+    )
+
+
+def choose(points: Points, *, at_least: float = 0.0, at_most: float = 1.0) -> Schedule | None:
+    """The best metric of those at least so fast that keep at most such a share; None if none does."""
+    able = {s: p for s, p in points.items() if p.speedup >= at_least and p.kept <= at_most}
+    return max(able, key=lambda schedule: able[schedule]) if able else None
+
+
+def choose_by_clock(
+    supernets: list[Supernet], points: Points, budgets: Sequence[float]
+) -> dict[float, tuple[Schedule, float]]:
+    """For every budget a schedule that is fast enough by the clock: budget → schedule, speed-up measured."""
+    found: dict[float, tuple[Schedule, float]] = {}
+    asked = {budget: budget for budget in budgets}
+    for _ in range(CORRECTIONS):
+        todo = [budget for budget in budgets if budget not in found or found[budget][1] < budget]
+        chosen = {budget: choose(points, at_least=asked[budget]) for budget in todo}
+        able = {budget: schedule for budget, schedule in chosen.items() if schedule is not None}
+        if not able:
+            break
+        measured = zip(*(part.clock(list(able.values())) for part in supernets), strict=True)
+        for (budget, schedule), speedups in zip(able.items(), measured, strict=True):
+            found[budget] = (schedule, statistics.geometric_mean(speedups))
+            if found[budget][1] < budget:  # the table promised more than the clock shows
+                asked[budget] = points[schedule].speedup * budget / found[budget][1]
+    return found
+
+
+# --- A run -------------------------------------------------------------------------------------
+
+
+def chosen_rows(supernets: list[Supernet], points: Points) -> list[Record]:
+    """What there is to say of every budget's schedule; the dev sets are asked here, once."""
+    chosen = supernets[0].experiment.settings
+    by_clock = choose_by_clock(supernets, points, chosen.budgets)
+    wanted: list[tuple[Any, Schedule | None, float | None]] = [(b, *found) for b, found in by_clock.items()]
+    wanted += [(name, choose(points, at_most=share), None) for name, share in chosen.kept_budgets.items()]
+    rows = []
+    for budget, schedule, speedup in wanted:
+        if schedule is None:
+            continue
+        on_dev = {part.task: part.evaluate(schedule, part.dev) for part in supernets}
+        rows.append(
+            {
+                "budget": budget,
+                "schedule": list(schedule),
+                "speedup": speedup,
+                "speedup_by_table": points[schedule].speedup,
+                "held_out": points[schedule].metric,
+                "dev": statistics.mean(value for value, _ in on_dev.values()),
+                "dev_by_task": {task: value for task, (value, _) in on_dev.items()},
+                "token_layers_kept": statistics.mean(share for _, share in on_dev.values()),
+            }
+        )
+    return rows
+
+
+def report(supernets: list[Supernet], points: Points, front: list[Schedule], header: Record) -> None:
+    """Prints what to paste; writes the record, the table and the picture."""
+    record = {
+        "dense": {part.task: part.evaluate(None, part.dev)[0] for part in supernets},
+        "dense_held_out": statistics.mean(part.evaluate(None, part.held_out)[0] for part in supernets),
+        "chosen": chosen_rows(supernets, points),
+        "front": [list(schedule) for schedule in front],
+        "points": [[list(schedule), *point] for schedule, point in points.items()],
+        "latency": {part.task: [part.table.grid, part.table.parts] for part in supernets},
+        **header,
+    }
+    dense = [part.experiment.key_fields for part in supernets]
+    key = records.key_of({"settings": header["settings"], "dense": dense})
+    path = records.RECORDS / "search" / f"{'-'.join(record['dense'])}-{key}.json"
+    text = records.markdown(*tables.search_table(record))
+    records.write(path, record)
+    records.write_text(path.with_suffix(".md"), text + "\n")
+    plots.write_search(path.with_suffix(".png"), record)
+    print(f"\n{text}\n\nMetrics × 100. Paste a list into pruning_schedule of RunBert4Glue.py.")
+    print(f"Record and picture: {path.with_suffix('')}.*")
+
+
+def main() -> None:
+    started, accelerator = time.time(), devices.pick_device(in_several_processes=False)
+    block = settings.Block.read(globals(), Settings)
+    names = settings.task_names(task_names, GLUE, block.script)
+    chosen = {name: block.for_task(name) for name in names}
+    if results.is_upper_bound(pruning_method):
+        raise UserError(f"pruning_method in {block.script}: {pruning_method!r} cannot be deployed")
+    pretrained = bert.Pretrained.read()
+    experiments = []
+    for data in bert.open_tasks(pretrained, [GLUE[name] for name in names]):
+        values, rows = chosen[data.task.name], len(data.splits["train"])
+        if values.training_rows is None or values.training_rows >= rows:
+            raise UserError(
+                f"training_rows in {block.script} leaves nothing to evaluate schedules by: "
+                f"{data.task.name} has {rows} rows, name fewer"
+            )
+        everywhere: dict[str, Any] = {"pruning_schedule": [0.5] * pretrained.layers}  # a pruner in each layer
+        changed: Any = values.model_copy(update=everywhere | {"pruning_methods": [pruning_method]})
+        models = bert.Bert(pretrained, data, changed, block.script)
+        experiments.append(Experiment(models, data, values, values.seeds[0], accelerator))
+    supernets = [Supernet(experiment) for experiment in experiments]
+    points, front = search(supernets)
+    device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)
+    header = records.header(device, precision, time.time() - started, block.values)
+    report(supernets, points, front, header)
+
+
+if __name__ == "__main__":
+    run_script(main)

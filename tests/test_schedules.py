@@ -1,0 +1,51 @@
+"""Schedules by name, drawn at random and rising; what they keep."""
+
+import random
+
+import numpy as np
+import pytest
+
+from pruning import schedules
+
+
+def test_every_layer_processes_what_the_layers_before_it_left():
+    assert schedules.alive([0, 0.5, 0, 0.5]) == [1, 0.5, 0.5, 0.25]
+    assert schedules.token_layers([0, 0.5, 0, 0.5]) == (1 + 0.5 + 0.5 + 0.25) / 4
+
+
+def test_schedules_drawn_keep_what_was_asked_for():
+    rng = random.Random(0)
+    for layers in (6, 12, 24):
+        for share in (0.8, 0.5, 0.3):
+            drawn = [schedules.draw(layers, share, rng) for _ in range(100)]
+            kept = [schedules.token_layers(schedule) for schedule in drawn]
+            assert abs(np.median(kept) - share) < 0.01 and max(kept) < 1
+            assert all(0 <= rate <= schedules.HIGHEST_RATE for schedule in drawn for rate in schedule)
+
+
+def test_rates_rise_to_the_schedule_in_the_first_part_of_the_training():
+    rates_at = schedules.rising([0.8, 0.5], ramp_share=0.5)
+    assert rates_at(0.25) == [0.4, 0.25]
+    assert all(rates_at(progress) == [0.8, 0.5] for progress in (0.5, 0.8, 1.0))
+    assert schedules.rising([0.8, 0.5], ramp_share=0)(0.01) == [0.8, 0.5]
+    at_random = schedules.at_random(6, (0.2, 0.6), ramp_share=0.5, seed=0)
+    assert schedules.token_layers(at_random(0.01)) > 0.95
+    late = [schedules.token_layers(at_random(1.0)) for _ in range(200)]
+    assert min(late) > 0.15 and 0.55 < max(late) < 0.8 and abs(np.mean(late) - 0.4) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["sentence", "pair"])
+@pytest.mark.parametrize("name", schedules.FOR_SIX_LAYERS)
+def test_a_named_schedule_keeps_as_much_of_a_bert_of_any_depth(name, kind):
+    six = schedules.resolve(name, 6, kind)
+    assert six == pytest.approx(schedules.FOR_SIX_LAYERS[name][kind])
+    for layers in (12, 24):
+        stretched = schedules.resolve(name, layers, kind)
+        assert len(stretched) == layers
+        assert schedules.token_layers(stretched) == pytest.approx(schedules.token_layers(six), abs=2e-3)
+
+
+def test_a_schedule_is_a_list_or_a_known_name():
+    assert schedules.resolve([0, 0.5], 2, "pair") == [0, 0.5]
+    with pytest.raises(ValueError, match=r"no schedule is called 'quarter'.*half, third, fifth"):
+        schedules.resolve("quarter", 6, "pair")

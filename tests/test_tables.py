@@ -1,0 +1,330 @@
+"""The tables of README and of the studies' pages: what they say of records, and that pages are up to date."""
+
+import re
+
+import pytest
+from matplotlib.colors import rgb_to_hsv, to_rgb
+
+from studies import picture, tables
+
+STUDENT = "ideal gradients student"
+
+
+def answer(task, value, kept=1.0, predictions=()):
+    metric = {"sst-2": "accuracy", "cola": "matthews"}[task]
+    return {"metrics": {metric: value, "other": 0}, "token_layers_kept": kept, "predictions": predictions}
+
+
+def trained(method, schedule, values, kept=1.0):
+    """Records of one line. values: task → metric of each seed."""
+    return [
+        {"task": task, "method": method, "schedule": schedule, "seed": seed, "dev": answer(task, value, kept)}
+        for task, by_seed in values.items()
+        for seed, value in enumerate(by_seed)
+    ]
+
+
+@pytest.fixture
+def comparison():
+    """Dense models and the recipe at two seeds, a cut BERT at one; a line that lacks a task."""
+    return [
+        *trained("dense", "", {"sst-2": [0.9, 0.8], "cola": [0.3, 0.5]}),
+        *trained("dense, trained on", "", {"sst-2": [0.9, 0.88], "cola": [0.5, 0.5]}),
+        *trained(STUDENT, "half", {"sst-2": [0.8, 0.9], "cola": [0.4, 0.2]}, kept=0.5),
+        *trained(STUDENT, "third", {"sst-2": [0.7, 0.7], "cola": [0.1, 0.3]}, kept=0.35),
+        *trained(STUDENT, "fifth", {"sst-2": [0.87], "cola": [0.0]}, kept=0.2),
+        *trained("first 2 layers", "", {"sst-2": [0.6], "cola": [0.2]}, kept=0.33),
+        *trained("random", "third", {"sst-2": [0.6]}, kept=0.35),
+        {"task": "sst-2", "method": "frozen", "seed": 0, "oracles": {}},
+    ]
+
+
+# --- Comparison -----------------------------------------------------------------------------------
+
+
+def test_a_line_is_the_mean_over_tasks_of_the_mean_over_seeds(comparison):
+    found = [
+        {"line": f"{STUDENT}, half", "against": "dense, trained on"}
+        | {"change": -0.12, "low": -0.2, "high": 0.011}
+    ]
+    header, rows = tables.comparison_table(comparison, found)
+    assert header[3:] == [
+        "token-layers", "sst-2 accuracy", "cola matthews", "mean", "against “dense, trained on”"
+    ]  # fmt: skip
+    by_line = {(row[0], row[1]): row[2:] for row in rows}
+    assert by_line["dense", ""] == ["2", "100%", "85.0 ± 7.1", "40.0 ± 14.1", "62.5", ""]
+    half = ["2", "50%", "85.0 ± 7.1", "30.0 ± 14.1", "57.5", "-12.0 (-20.0 to +1.1)"]
+    assert by_line[STUDENT, "half"] == half
+    assert by_line["first 2 layers", ""] == ["1", "33%", "60.0", "20.0", "40.0", ""]
+    assert ("random", "third") not in by_line  # not yet run on every task
+
+
+def test_lines_stand_by_token_layers_then_by_their_mean(comparison):
+    _, rows = tables.comparison_table(comparison, [])
+    assert [row[0] for row in rows[:2]] == ["dense, trained on", "dense"]
+    assert [row[1] or row[0] for row in rows[2:]] == ["half", "third", "first 2 layers", "fifth"]
+
+
+def test_a_change_counts_the_seeds_that_both_lines_have(comparison):
+    lines = tables.lines_of(comparison)
+    ours, dense = lines["first 2 layers", ""], lines["dense", ""]
+    assert tables.change(ours, dense) == pytest.approx((0.6 + 0.2) / 2 - (0.9 + 0.3) / 2)
+    assert tables.change(ours, dense, without=["cola"]) == pytest.approx(0.6 - 0.9)
+
+
+def test_the_recipe_is_compared_with_what_keeps_about_as_many_token_layers(comparison):
+    pairs = tables.pairs_of(tables.lines_of(comparison))
+    best, dense = ("dense, trained on", ""), ("dense", "")
+    assert ((STUDENT, "third"), ("first 2 layers", "")) in pairs
+    assert {line for line, against in pairs if against == best} == set(tables.lines_of(comparison)) - {best}
+    assert [line[1] for line, against in pairs if against == dense] == ["half", "third", "fifth"]
+    assert len(pairs) == 5 + 3 + 1
+
+
+def test_what_was_asked_is_of_the_seeds_and_tasks_that_count(comparison):
+    _, rows = tables.asked_table(comparison)
+    assert rows == [
+        ["half", "0.5", "12.0", "no"],  # 69.5 - 57.5
+        ["third", "1.0", "24.5", "no"],
+        ["fifth, without cola", "2.5", "3.0", "no"],  # of seed 0: 90 - 87
+    ]
+    comparison[4]["dev"]["metrics"]["accuracy"] = 0.2  # the better dense model is now the other one
+    better = [*trained(STUDENT, "half", {"sst-2": [0.85, 0.85], "cola": [0.396, 0.396]}, kept=0.5)]
+    assert tables.asked_table(comparison + better)[1][0] == ["half", "0.5", "0.2", "yes"]
+
+
+def test_intervals_hold_the_change_and_its_spread_over_examples():
+    labels = [i % 2 for i in range(200)]
+    wrong = [1 - label if i < 20 else label for i, label in enumerate(labels)]
+    records = [
+        {"task": "sst-2", "method": method, "schedule": schedule, "seed": seed}
+        | {"dev": answer("sst-2", value, kept, predictions)}
+        for method, schedule, seeds, value, kept, predictions in (
+            ("dense", "", (0, 1, 2), 1.0, 1.0, labels),
+            (STUDENT, "half", (0, 1), 0.9, 0.5, wrong),
+            ("random", "half", (1, 2), 0.9, 0.5, wrong),
+        )
+        for seed in seeds
+    ]
+    found = tables.intervals(records, {"sst-2": labels}, draws=400)
+    by_pair = {(i["line"], i["against"]): i for i in found}
+    student = by_pair[f"{STUDENT}, half", "dense"]
+    assert student["seeds"] == [0, 1] and student["change"] == pytest.approx(-0.1)
+    spread = 1.96 * (0.1 * 0.9 / 200) ** 0.5
+    assert student["low"] == pytest.approx(-0.1 - spread, abs=0.012)
+    assert student["high"] == pytest.approx(-0.1 + spread, abs=0.012)
+    same = by_pair[f"{STUDENT}, half", "random, half"]
+    assert same["seeds"] == [1] and same["change"] == same["low"] == same["high"] == 0
+    assert tables.pairs_table(records, found)[1] == [
+        [f"{STUDENT}, half", "random, half", "1", "+0.0 (+0.0 to +0.0)"]
+    ]
+
+
+def test_token_layers_are_told_task_by_task(comparison):
+    comparison[-3]["dev"]["token_layers_kept"] = 0.43  # the cut BERT's on cola
+    header, rows = tables.kept_table(comparison)
+    assert header == ["method", "schedule", "sst-2", "cola"]
+    assert ["first 2 layers", "", "33%", "43%"] in rows and [STUDENT, "half", "50%", "50%"] in rows
+
+
+def test_rules_stand_by_their_students_and_those_without_by_their_oracles():
+    records = [
+        {"task": task, "seed": seed, "dense": 0.9}
+        | {"oracles": {"46%": {"a": 0.8, "free": 0.7, "b": 0.1 + seed / 10}}}
+        | {"students": {"46%": {"a": 0.6, "b": 0.75}}}
+        for task in ("sst-2", "cola")
+        for seed in (0, 1)
+    ]
+    header, rows = tables.rules_table(records, "46%")
+    assert header == [
+        "rule", "oracle: sst-2", "oracle: cola", "oracle: mean",
+        "student: sst-2", "student: cola", "student: mean",
+    ]  # fmt: skip
+    assert [row[0] for row in rows] == ["dense", "b", "free", "a"]
+    assert rows[1][1:] == ["15.0 ± 7.1", "15.0 ± 7.1", "15.0", "75.0 ± 0.0", "75.0 ± 0.0", "75.0"]
+    assert rows[2][1:] == ["70.0 ± 0.0", "70.0 ± 0.0", "70.0", "", "", ""]
+
+
+# --- Search and benchmark ----------------------------------------------------------------------------
+
+
+def test_budgets_with_the_same_schedule_share_a_row():
+    def chosen(budget, schedule, speedup, kept):
+        found = {"budget": budget, "schedule": schedule, "speedup": speedup, "speedup_by_table": 2.5}
+        return found | {"held_out": 0.6, "dev_by_task": {"cola": 0.25}, "token_layers_kept": kept}
+
+    record = {"dense": {"cola": 0.3}, "dense_held_out": 0.7}
+    record["chosen"] = [
+        chosen(3, [0.5, 0.0], 2.456, 0.4),
+        chosen(1.5, [0.0, 0.25], 1.6, 0.8),
+        chosen("half", [0.5, 0.0], None, 0.4),
+    ]
+    assert tables.search_table(record)[1] == [
+        ["dense", "× 1 (stock)", "", "100%", "30.0", "70.0", ""],
+        ["× 1.5", "× 1.60", "× 2.50", "80%", "25.0", "60.0", "`[0, 0.25]`"],
+        ["× 3 (not reached), half", "× 2.46", "× 2.50", "40%", "25.0", "60.0", "`[0.5, 0]`"],
+    ]
+
+
+def row(speedup, against_dense, kept=1.0, share=1.0):
+    found = {"ms": 4.0, "examples_per_second": 1_250.4, "speedup": speedup, "against_dense": against_dense}
+    return found | {"token_layers_kept": kept, "share_of_bound": share, "peak_memory": None}
+
+
+def cell(ours=1.25, **rows):
+    named = {"stock, length-sorted": row(1.0, 1 / ours), "ours, dense": row(ours, 1.0)}
+    named["half, " + STUDENT] = row(2.0, 1.59, 0.53, 0.871)
+    what = {"kind": "bert", "shape": "6 layers", "precision": "fp32", "lengths": "sst-2", "batch_size": 32}
+    return what | {"rows": named | rows}
+
+
+def test_a_speed_up_is_against_the_fastest_dense_engine_and_its_column_names_it():
+    header, rows = tables.speed_table({"cells": [cell()]})
+    assert header[-1] == "half (53%) against “ours, dense”"
+    assert rows == [["6 layers", "fp32", "sst-2", "32", "", "1,250", "× 1.25", "× 1.59 (87%)"]]
+    slow = cell(ours=0.8, **{"stock, padded to 128": row(0.2, 0.25)})
+    header, rows = tables.speed_table({"cells": [cell(), slow]})
+    assert header[-1] == "half (53%) against “ours, dense” or “stock, length-sorted”"
+    assert rows[1][4:] == ["× 0.20", "1,250", "× 0.80", "× 2.00 (87%)"]
+
+
+def test_lstms_are_against_the_faster_of_the_dense_ones():
+    rows = {"dense, packed": row(1.25, 1.25), "dense, padded": row(1.0, 1.0)}
+    rows |= {"0.6 removed, student": row(2.5, 2.5, 0.4, 0.5)}
+    made = {"kind": "lstm", "precision": "bf16", "batch_size": 8, "rows": rows}
+    assert tables.lstm_speed_table({"cells": [made]}) == (
+        ["against “dense, packed”", "bf16, batch 8"],
+        [["dense, packed", "× 1.00"], ["dense, padded", "× 0.80"], ["0.6 removed, student", "× 2.00 (50%)"]],
+    )
+
+
+def test_a_cell_shows_the_columns_that_it_has():
+    rows = {"a": row(1.5, 1.2) | {"flops": 12_345_678.0, "spread": [900.4, 1_300.0]}, "b": {"ms": 1.0}}
+    header, cells = tables.cell_table(rows)
+    assert "peak MiB" not in header and "FLOPs bound" not in header
+    first = dict(zip(header, cells[0], strict=True))
+    assert first["MFLOP"] == "12" and first["speed-up"] == "× 1.50"
+    assert first["slowest and fastest pass"] == "900 to 1,300"
+    assert cells[1] == ["b", "1.00", *[""] * (len(header) - 2)]
+
+
+# --- README's headline -------------------------------------------------------------------------------
+
+
+def lstm_record(method, rate, seed, value, kept, dense_key):
+    dev = {"metrics": {"accuracy": value}, "token_layers_kept": kept}
+    key = f"{method}{rate}{seed}"
+    record = {"task": "agnews", "method": method, "pruning": rate, "seed": seed, "key": key, "sample": False}
+    record |= {"key_fields": {"method": method, "pruning": rate, "seed": seed}, "training": "9 rows"}
+    return record | {"dense_key": dense_key, "splits": {"dev": dev}, "timings": None, "untimed": ""}
+
+
+def test_the_headline_has_dense_and_pruned_of_the_same_seeds(comparison):
+    comparison += trained("first 3 layers", "", {"sst-2": [0.8], "cola": [0.4]}, kept=0.5)
+    lstm = []
+    for seed in (0, 1):
+        lstm.append(lstm_record("dense", "", seed, 0.8 + seed / 10, 1.0, None))
+        for rate, value, kept in (("0.6", 0.85, 0.41), ("0.9", 0.7, 0.11)):
+            method = "integrated gradients student"
+            lstm.append(lstm_record(method, rate, seed, value, kept, f"dense{seed}"))
+    heavy = {f"heavy, {STUDENT}": row(3.0, 2.4, 0.3)}
+    words = {"dense, padded": row(1.0, 1.0), "0.6 removed, student": row(2.2, 2.2, 0.41)}
+    words["0.9 removed, student"] = row(5.66, 5.66, 0.12)
+    cells = [cell(**heavy), {"kind": "lstm", "precision": "fp32", "batch_size": 256, "rows": words}]
+    header, rows = tables.headline_table(
+        {"command": "a", "records": comparison},
+        {"records": [{"device": "CPU", "cells": cells}]},
+        {"command": "b", "records": lstm},
+    )
+    assert header[-3:] == ["metric × 100, dense → pruned", "token-layers", "speed-up"]
+    assert rows[0] == [
+        "GLUE, mean of 2", "BERT, 6 layers", f"{STUDENT}, half", "69.5 → 57.5", "50%", "× 1.59 at 53%",
+    ]  # fmt: skip
+    assert rows[1][3:] == ["70.0 → 60.0", "50%", "not timed"]
+    assert rows[2][4:] == ["35%", "× 2.40 at 30%"]  # the variant that is nearest
+    assert rows[4][3:] == ["85.0 ± 7.1 → 85.0 ± 0.0", "41%", "× 2.20 at 41%"]
+    assert rows[5][3:] == ["85.0 ± 7.1 → 70.0 ± 0.0", "11%", "× 5.66 at 12%"]
+
+
+def test_tasks_stand_side_by_side_with_the_speed_up_in_brackets():
+    records = [lstm_record("dense", "", 0, 0.8, 1.0, None), lstm_record("tail", "0.5", 0, 0.7, 0.5, "dense0")]
+    other = lstm_record("dense", "", 0, 0.6, 1.0, None) | {"task": "sst-2", "key": "other"}
+    timing = {"speedup": 2.345, "examples_per_second": 10}
+    records[1]["timings"] = {"pruned": timing, "dense, padded to 128": timing}
+    assert tables.tasks_table([*records, other]) == (
+        ["method", "agnews accuracy", "sst-2 accuracy"],
+        [["dense", "80.0", "60.0"], ["tail", "70.0 (× 2.35)", ""]],
+    )
+
+
+# --- Pages and published records ---------------------------------------------------------------------
+
+
+def test_the_pages_say_what_their_records_say():
+    assert tables.stale() == [], "run `make tables`"
+
+
+def test_every_table_stands_on_a_page():
+    pages = "".join(page.read_text(encoding="utf-8") for page in tables.PAGES)
+    assert {name for _, name, _ in tables.MARKED.findall(pages)} == set(tables.TABLES)
+    assert pages.count("<!-- table") == pages.count("<!-- end -->") == len(tables.MARKED.findall(pages))
+
+
+def test_a_figure_that_was_changed_by_hand_is_found_and_written_again(tmp_path, monkeypatch):
+    page, right = tmp_path / "page.md", tables.TABLES["asked"]()
+    page.write_text(f"a\n<!-- table asked -->\n{right.replace('1.8', '0.4')}<!-- end -->\nb\n")
+    assert tables.stale([page]) == ["asked"]
+    monkeypatch.setattr(tables, "PAGES", [page])
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    tables.main()
+    assert page.read_text() == f"a\n<!-- table asked -->\n{right}<!-- end -->\nb\n"
+    assert tables.stale([page]) == []
+
+
+def test_a_caption_tells_command_device_precision_seeds_and_training_rows():
+    records = [
+        {"device": "CPU, 1 thread", "processor": "Xeon", "precision": "bf16", "seed": seed, "task": "cola"}
+        | {"training_rows": 7_696}
+        for seed in (1, 0)
+    ]
+    assert tables.caption("python a.py", records) == (
+        "(`python a.py`; CPU, 1 thread on Xeon; bf16; seeds 0, 1; training rows: cola 7,696)"
+    )
+
+
+def test_published_records_are_small_and_hold_no_sentences_of_the_data_sets():
+    files = [path for path in tables.PUBLISHED.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) < 1_000_000
+    assert sum(path.stat().st_size for path in files) < 6_000_000
+    for study in ("comparison", "search", "benchmark", "lstm"):
+        found = tables.published(study)
+        assert found["study"] == study and found["command"].startswith("python ") and found["records"]
+        assert not any(record.get("shown") for record in found["records"])
+
+
+# --- The picture ------------------------------------------------------------------------------------
+
+
+def test_a_word_is_drawn_until_the_layer_before_which_it_goes():
+    sentence = {"schedule": [0, 0.5, 0.5], "words": ["[CLS]", "aa", "bb", "cc"]}
+    sentence["dropped"] = [None, "layer 2", "layer 1", "layer 1"]
+    figure = picture.draw(sentence)
+    axes = figure.axes[0]
+    drawn = [(text.get_text(), round(text.get_position()[1])) for text in axes.texts]
+    middle = [round(picture.MARGIN + picture.ROW * (layer + 0.5)) for layer in range(3)]
+    rows = [{text for text, y in drawn if y == at} for at in middle]
+    assert rows[0] == {"layer 0", "4 of 4", "[CLS]", "aa", "bb", "cc"}
+    assert rows[1] == {"layer 1", "2 of 4", "[CLS]", "aa", "bb", "cc"}
+    assert rows[2] == {"layer 2", "1 of 4", "[CLS]", "aa"}
+    assert figure.get_size_inches()[0] * figure.dpi == pytest.approx(1_000)
+    shades = [rgb_to_hsv(to_rgb(box.get_facecolor()))[1] for box in axes.patches]
+    gone = [shade for shade in shades if shade > 0]  # white has no colour
+    assert len(gone) == 3 and gone[2] > gone[0] == gone[1]
+    assert [text for text, _ in drawn if re.fullmatch("[0-9]", text)] == ["1", "1", "2"]
+
+
+def test_a_long_sentence_is_made_to_fit():
+    words = ["[CLS]", *["something"] * 20]
+    figure = picture.draw({"schedule": [0, 0.5], "words": words, "dropped": [None] * len(words)})
+    ends = [box.get_x() + box.get_width() for box in figure.axes[0].patches]
+    assert max(ends) <= picture.WIDTH - picture.RIGHT + 1
