@@ -24,7 +24,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import numpy as np
 import tensorflow as tf
 import torch
-from transformers import BertConfig, BertForPreTraining
 
 from pruning import bert_folder, caches, tensorflow_names
 from pruning.bert_folder import Weights
@@ -78,9 +77,7 @@ def why_unreadable(checkpoint: str) -> str:
 
 def take_heads(weights: Weights, config: Mapping[str, Any]) -> Weights:
     """Takes the heads of pre-training, where they have the shapes of this configuration, out of `weights`."""
-    with torch.device("meta"):
-        model = BertForPreTraining(BertConfig(**config))
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    shapes = bert_folder.expected_shapes(config)
     fitting = [n for n, tensor in weights.items() if n.startswith("cls.") and shapes.get(n) == tensor.shape]
     return {name: weights.pop(name) for name in fitting}
 
@@ -110,11 +107,8 @@ def convert(tf_checkpoint_path: str, bert_config_file: str, pytorch_dump_path: s
     heads = take_heads(weights, config)
     encoder, lines = bert_folder.fit(weights, config, checkpoint, config_file)
     converted = encoder | heads
-    try:
-        with caches.whole_file(Path(pytorch_dump_path)) as file:
-            torch.save(converted, file)
-    except OSError as error:
-        raise UserError(f"{pytorch_dump_path} cannot be written: {error.strerror}") from None
+    with caches.whole_file(Path(pytorch_dump_path)) as file:
+        torch.save(converted, file)
     count = sum(tensor.numel() for tensor in converted.values())
     print(
         *lines,
@@ -125,10 +119,9 @@ def convert(tf_checkpoint_path: str, bert_config_file: str, pytorch_dump_path: s
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Converts a TensorFlow BERT checkpoint to PyTorch weights.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    description = "Converts a TensorFlow BERT checkpoint to PyTorch weights."
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     for name, default, what in (
         ("tf_checkpoint_path", "bert/model.ckpt", "the checkpoint, without .index or .data-…"),
         ("bert_config_file", "bert/config.json", "the BERT's configuration"),

@@ -1,5 +1,5 @@
 # make run     everything on the sample: prepare, convert, train, record (nothing downloaded but packages)
-# make bench   how much faster: no data, no training                         (10 minutes on two cores)
+# make bench   how much faster: no data, no training                         (12 minutes on two cores)
 # make tables  the tables on the pages, again, from records/published/
 # make test    lint, types, tests
 # make clean   remove the environment and the sample's world; data/, bert/, cache/ and records/ stay

@@ -34,17 +34,16 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from pruning.layers import FastPaths, needs_stock_layers, run_layers
+from pruning.layers import FastPaths, needs_stock_layers, run_layers, run_stock_layers
 from pruning.losses import task_loss
 from pruning.methods import BERT_METHODS, methods_by_layer, prune
 from pruning.pruners import PrunerConfig
-from pruning.selection import TokenFusion, Tokens, check_schedule
+from pruning.selection import Readable, TokenFusion, Tokens, check_schedule
 
 
 @strict
@@ -55,13 +54,14 @@ class PrunedBertConfig(BertConfig):
         pruning_schedule: one rate in [0, 1] for each layer; None prunes nothing.
         pruning_methods: the pruner of every layer, or a list with one for each.
         pruning_seed: seeds the `random` pruner.
-        removed_tokens: "fused": their mean, through a matrix, joins [CLS]; "gone": they leave nothing.
+        removed_tokens: "fused": their mean, through a matrix, joins [CLS]; "readable": they are no longer
+            updated, but every later layer reads their last states; "gone": nothing sees them again.
     """
 
     pruning_schedule: list[float | int] | None = None
     pruning_methods: str | list[str] = "head"
     pruning_seed: int = 0
-    removed_tokens: Literal["fused", "gone"] = "fused"
+    removed_tokens: Literal["fused", "readable", "gone"] = "fused"
 
     keys_to_ignore_at_inference: ClassVar = ["kept", "pruning_loss"]  # Trainer collects everything else
 
@@ -151,6 +151,8 @@ class PrunedBertEncoder(BertEncoder):
         if attention_mask.dim() != 2:
             raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
         tokens = Tokens.start(hidden_states, attention_mask.bool(), input_ids)
+        if self.config.removed_tokens == "readable" and self.pruners:
+            tokens.readable = Readable(hidden_states, tokens.mask, tokens.lengths)
         paths = None if needs_stock_layers(self, kwargs) else self.fast_paths
         kept: list[Tensor] = []
         losses: list[Tensor] = []
@@ -160,14 +162,11 @@ class PrunedBertEncoder(BertEncoder):
                 losses += [] if loss is None else [loss]
             if self.pruners:
                 kept += [tokens.kept_positions()] * (end - start)
-            assert tokens.states is not None
             segment, last = self.layer[start:end], only_first and end == len(self.layer)
-            if paths is not None:
-                tokens.states = run_layers(segment, tokens.states, tokens.mask, tokens.lengths, paths, last)
-                continue
-            mask = create_bidirectional_mask(self.config, tokens.states, tokens.mask)  # as stock's attention
-            for layer in segment:
-                tokens.states = layer(tokens.states, mask, **kwargs)
+            if paths is None:
+                tokens = run_stock_layers(segment, tokens, self.config, **kwargs)
+            else:
+                tokens = run_layers(segment, tokens, paths, last)
         return PrunedBertOutput(
             last_hidden_state=tokens.states,
             kept=tuple(kept) or None,

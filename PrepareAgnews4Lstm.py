@@ -6,6 +6,8 @@ Run it without parameters. A text is the title and the description, in that orde
 date already, nothing is done.
 """
 
+from functools import partial
+
 from pruning import preparing, readers, tasks, words
 from pruning.errors import run_script
 
@@ -18,10 +20,8 @@ vocabulary_size = 65_000  # commonest words of the training text
 def main() -> None:
     preparing.check_number("PrepareAgnews4Lstm.py", "vocabulary_size", vocabulary_size, least=3)
     settings = {"vocabulary_size": vocabulary_size}
-    for task, fingerprints in preparing.due([tasks.AGNEWS], "lstm", settings):
-        rows = preparing.read(task, readers.read_agnews)
-        vocabulary, examples = words.encode(rows, vocabulary_size)
-        preparing.save(task, "lstm", settings, fingerprints, vocabulary, examples)
+    encode = partial(words.encode, vocabulary_size=vocabulary_size)
+    preparing.prepare("lstm", [tasks.AGNEWS], settings, readers.read_agnews, encode)
 
 
 if __name__ == "__main__":

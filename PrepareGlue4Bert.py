@@ -81,11 +81,12 @@ def main() -> None:
     settings = {"max_length": max_length, **bert_folder.tokenizer_settings()}
     case = "lower-cased" if settings["do_lower_case"] else "cased"
     print(f"{len(vocabulary):,} words from {bert_folder.vocabulary_path()}, {case}")
+
+    def encode(rows: dict[str, Rows]) -> tuple[list[str], dict[str, BertExamples]]:
+        return vocabulary, {split: tokenize(part, tokenizer, split) for split, part in rows.items()}
+
     sources = [bert_folder.vocabulary_path()]
-    for task, fingerprints in preparing.due(tasks.GLUE.values(), "bert", settings, sources):
-        rows = preparing.read(task, readers.read_tsv)
-        examples = {split: tokenize(part, tokenizer, split) for split, part in rows.items()}
-        preparing.save(task, "bert", settings, fingerprints, vocabulary, examples)
+    preparing.prepare("bert", tasks.GLUE.values(), settings, readers.read_tsv, encode, sources)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Run it without parameters. Tasks whose folder is missing are skipped; whatever i
 is left alone. Each task has its own vocabulary, from its training text only.
 """
 
+from functools import partial
+
 from pruning import preparing, readers, tasks, words
 from pruning.errors import run_script
 
@@ -18,10 +20,8 @@ vocabulary_size = 65_000  # commonest words of the training text
 def main() -> None:
     preparing.check_number("PrepareGlue4Lstm.py", "vocabulary_size", vocabulary_size, least=3)
     settings = {"vocabulary_size": vocabulary_size}
-    for task, fingerprints in preparing.due(tasks.GLUE.values(), "lstm", settings):
-        rows = preparing.read(task, readers.read_tsv)
-        vocabulary, examples = words.encode(rows, vocabulary_size)
-        preparing.save(task, "lstm", settings, fingerprints, vocabulary, examples)
+    encode = partial(words.encode, vocabulary_size=vocabulary_size)
+    preparing.prepare("lstm", tasks.GLUE.values(), settings, readers.read_tsv, encode)
 
 
 if __name__ == "__main__":

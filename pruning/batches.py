@@ -4,12 +4,14 @@ Shapes: N rows, B rows of a batch, T positions of the batch's longest row.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+OFFSETS = {"ids": "offsets", "second_ids": "second_offsets"}  # ragged column → its offsets, in a cache
 
 
 @dataclass
@@ -27,43 +29,38 @@ class Ragged:
     @classmethod
     def of(cls, flat: Any, lengths: Any, dtype: torch.dtype = torch.int32) -> "Ragged":
         """From the rows' items in one sequence, and the rows' lengths."""
-        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-        offsets[1:] = torch.as_tensor(lengths, dtype=torch.int64).cumsum(0)
-        return cls(torch.as_tensor(flat, dtype=dtype), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> Tensor:
-        """(N,) int64."""
-        return self.offsets[1:] - self.offsets[:-1]
-
-    def row(self, index: int) -> Tensor:
-        return self.flat[self.offsets[index] : self.offsets[index + 1]]
-
-    def take(self, rows: Tensor) -> "Ragged":
-        """A copy with only these rows, in this order."""
-        lengths = self.lengths[rows]
-        padded, mask = self.pad(rows)
-        return Ragged.of(padded[mask], lengths, self.flat.dtype)
-
-    def only(self, kept: Tensor) -> "Ragged":
-        """A copy with only the items at which `kept` (total,) is True."""
-        return Ragged(self.flat[kept], _kept_before(kept)[self.offsets])
+        return cls(torch.as_tensor(flat, dtype=dtype), _totals(lengths))
 
     @classmethod
     def joined(cls, parts: Sequence["Ragged"]) -> "Ragged":
         """The rows of all parts, one part after the other."""
-        flats = [part.flat for part in parts]
-        return cls.of(torch.cat(flats), torch.cat([part.lengths for part in parts]), flats[0].dtype)
+        flat = torch.cat([part.flat for part in parts])
+        return cls.of(flat, torch.cat([part.lengths for part in parts]), flat.dtype)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, rows: Tensor) -> "Ragged":
+        """A copy with only these rows, in this order."""
+        padded, mask = self.pad(rows)
+        return Ragged.of(padded[mask], self.lengths[rows], self.flat.dtype)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) int64."""
+        return self.offsets.diff()
+
+    def row(self, index: int) -> Tensor:
+        return self.flat[self.offsets[index] : self.offsets[index + 1]]
+
+    def only(self, kept: Tensor) -> "Ragged":
+        """A copy with only the items at which `kept` (total,) is True."""
+        return Ragged(self.flat[kept], _totals(kept)[self.offsets])
 
     def pad(self, rows: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
         """These rows, zero on the right up to `width` (the longest of them by default).
 
-        Returns:
-            values: (B, T) of the flat tensor's dtype.
-            mask: (B, T) bool, True at items.
+        Returns (B, T) values of the flat tensor's dtype, and (B, T) bool, True at items.
         """
         lengths = self.lengths[rows]
         columns = torch.arange(width or int(lengths.max()))
@@ -74,7 +71,7 @@ class Ragged:
 
 @dataclass
 class Examples(ABC):
-    """One split of a task.
+    """One split of a task. Every attribute is a column of N rows, or None.
 
     Attributes:
         ids: the tokens; see the two kinds.
@@ -87,27 +84,38 @@ class Examples(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def from_columns(cls, columns: dict[str, Tensor]) -> Self:
+        """From the plain tensors of a cache. Raises KeyError or TypeError if they are not those of `cls`."""
+        parts: dict[str, Any] = dict(columns)
+        for name, offsets in OFFSETS.items():
+            if name in parts:
+                parts[name] = Ragged(parts[name], parts.pop(offsets))
+        return cls(**parts)
+
+    def to_columns(self) -> dict[str, Tensor]:
+        """The plain tensors that a cache holds."""
+        columns: dict[str, Tensor] = {}
+        for name, column in vars(self).items():
+            if isinstance(column, Ragged):
+                columns |= {name: column.flat, OFFSETS[name]: column.offsets}
+            elif column is not None:
+                columns[name] = column
+        return columns
+
+    def take(self, rows: Tensor) -> Self:
+        """A copy with only these rows, in this order."""
+        columns = {name: column for name, column in vars(self).items() if column is not None}
+        return type(self)(**{name: column[rows] for name, column in columns.items()})
+
+    def sentences(self) -> list[Ragged]:
+        """The tokens of each sentence that is pruned by itself."""
+        return [column for column in vars(self).values() if isinstance(column, Ragged)]
+
     @property
     def lengths(self) -> Tensor:
         """(N,) real tokens of each example, both sentences together."""
-        return self.ids.lengths
-
-    @classmethod
-    @abstractmethod
-    def from_columns(cls, columns: dict[str, Tensor]) -> Self:
-        """From the plain tensors of a cache."""
-
-    @abstractmethod
-    def to_columns(self) -> dict[str, Tensor]:
-        """The plain tensors that a cache holds."""
-
-    @abstractmethod
-    def take(self, rows: Tensor) -> Self:
-        """A copy with only these rows, in this order."""
-
-    @abstractmethod
-    def sentences(self) -> list[Ragged]:
-        """The tokens of each sentence that is pruned by itself."""
+        return torch.stack([sentence.lengths for sentence in self.sentences()]).sum(dim=0)
 
     @abstractmethod
     def batch(self, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
@@ -123,21 +131,6 @@ class BertExamples(Examples):
     """
 
     second_starts: Tensor
-
-    @classmethod
-    def from_columns(cls, columns: dict[str, Tensor]) -> "BertExamples":
-        ids = Ragged(columns["ids"], columns["offsets"])
-        return cls(ids, columns["labels"], columns["second_starts"])
-
-    def to_columns(self) -> dict[str, Tensor]:
-        flat = {"ids": self.ids.flat, "offsets": self.ids.offsets}
-        return flat | {"labels": self.labels, "second_starts": self.second_starts}
-
-    def take(self, rows: Tensor) -> "BertExamples":
-        return BertExamples(self.ids.take(rows), self.labels[rows], self.second_starts[rows])
-
-    def sentences(self) -> list[Ragged]:
-        return [self.ids]
 
     def batch(self, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
         """input_ids, attention_mask, token_type_ids: (B, T) int64."""
@@ -156,38 +149,13 @@ class LstmExamples(Examples):
 
     second_ids: Ragged | None = None
 
-    @property
-    def lengths(self) -> Tensor:
-        return sum(sentence.lengths for sentence in self.sentences())  # type: ignore[return-value]
-
-    @classmethod
-    def from_columns(cls, columns: dict[str, Tensor]) -> "LstmExamples":
-        second = None
-        if "second_ids" in columns:
-            second = Ragged(columns["second_ids"], columns["second_offsets"])
-        return cls(Ragged(columns["ids"], columns["offsets"]), columns["labels"], second)
-
-    def to_columns(self) -> dict[str, Tensor]:
-        columns = {"ids": self.ids.flat, "offsets": self.ids.offsets, "labels": self.labels}
-        if self.second_ids is not None:
-            columns |= {"second_ids": self.second_ids.flat, "second_offsets": self.second_ids.offsets}
-        return columns
-
-    def take(self, rows: Tensor) -> "LstmExamples":
-        second = None if self.second_ids is None else self.second_ids.take(rows)
-        return LstmExamples(self.ids.take(rows), self.labels[rows], second)
-
-    def sentences(self) -> list[Ragged]:
-        return [self.ids] if self.second_ids is None else [self.ids, self.second_ids]
-
     def batch(self, rows: Tensor, width: int | None = None) -> dict[str, Tensor]:
         """ids (B, T) int64 and mask (B, T) bool of the first sentence and, for pairs, second_ids and
         second_mask of the second, each as wide as its own longest."""
-        ids, mask = self.ids.pad(rows, width)
-        batch = {"ids": ids.long(), "mask": mask}
-        if self.second_ids is not None:
-            second, second_mask = self.second_ids.pad(rows, width)
-            batch |= {"second_ids": second.long(), "second_mask": second_mask}
+        batch: dict[str, Tensor] = {}
+        for before, sentence in zip(("", "second_"), self.sentences(), strict=False):
+            ids, mask = sentence.pad(rows, width)
+            batch |= {f"{before}ids": ids.long(), f"{before}mask": mask}
         return batch
 
 
@@ -198,31 +166,27 @@ def subset(examples: E, count: int | None, seed: int = 0) -> E:
     """`count` rows drawn without replacement, the same for the same seed; all of them for None."""
     if count is None or count >= len(examples):
         return examples
-    return examples.take(_shuffled(examples, seed)[:count])
+    return examples.take(_shuffled(len(examples), seed)[:count])
 
 
 def held_out(examples: E, used: int, count: int, seed: int = 0) -> E:
     """At most `count` of the rows that `subset` leaves when it draws `used`."""
-    return examples.take(_shuffled(examples, seed)[used : used + count])
+    return examples.take(_shuffled(len(examples), seed)[used : used + count])
 
 
 def drop_words(
     examples: BertExamples, share: float, special: Sequence[int], seed: int
 ) -> tuple[BertExamples, Tensor]:
-    """Word dropout: a copy in which each token is missing with the probability `share`.
+    """Word dropout: a copy in which each token but the `special` ids is missing with probability `share`.
 
-    Args:
-        special: the ids of special tokens, which stay ([CLS], [SEP]).
-
-    Returns:
-        The copy, with the labels of the originals, and (total,) bool, the tokens that it has.
+    Returns the copy, with the labels of the originals, and (total,) bool, the tokens that it has.
     """
     ids = examples.ids
     drawn = torch.rand(len(ids.flat), generator=torch.Generator().manual_seed(seed))
     kept = (drawn >= share) | torch.isin(ids.flat, torch.tensor(special, dtype=ids.flat.dtype))
-    before, starts = _kept_before(kept), ids.offsets[:-1]
+    before, starts = _totals(kept), ids.offsets[:-1]
     seconds = before[starts + examples.second_starts] - before[starts]
-    return replace(examples, ids=ids.only(kept), second_starts=seconds.to(torch.int32)), kept
+    return replace(examples, ids=ids.only(kept), second_starts=seconds.int()), kept
 
 
 def joined(parts: Sequence[BertExamples]) -> BertExamples:
@@ -232,15 +196,6 @@ def joined(parts: Sequence[BertExamples]) -> BertExamples:
         torch.cat([part.labels for part in parts]),
         torch.cat([part.second_starts for part in parts]),
     )
-
-
-def _kept_before(kept: Tensor) -> Tensor:
-    """(total,) bool to (total + 1,) int64: how many of the items before each one are kept."""
-    return nn.functional.pad(kept.cumsum(0), (1, 0))
-
-
-def _shuffled(examples: Examples, seed: int) -> Tensor:
-    return torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
 
 
 def sorted_batches(lengths: Tensor, size: int) -> list[Tensor]:
@@ -256,8 +211,7 @@ def shuffled_batches(lengths: Tensor, size: int, seed: int) -> list[Tensor]:
     shuffled: random enough to train on, and nearly free of padding.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(lengths), generator=generator)
-    pools = order.split(50 * size)
+    pools = torch.randperm(len(lengths), generator=generator).split(50 * size)
     batches = [batch for pool in pools for batch in pool[lengths[pool].argsort(stable=True)].split(size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
@@ -267,6 +221,10 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def pieces(rows: Tensor, parts: int) -> Iterator[Tensor]:
-    """`rows` in `parts` pieces, for a batch that did not fit into memory whole."""
-    yield from (piece for piece in rows.tensor_split(parts) if len(piece))
+def _totals(counts: Any) -> Tensor:
+    """(n,) counts or booleans to (n + 1,) int64: the sum of those before each one, and of all."""
+    return nn.functional.pad(torch.as_tensor(counts, dtype=torch.int64).cumsum(0), (1, 0))
+
+
+def _shuffled(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

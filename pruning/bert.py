@@ -25,19 +25,12 @@ PREPARED_BY = "PrepareGlue4Bert.py"
 
 @dataclass
 class Pretrained:
-    """The BERT in bert/.
+    """The BERT in bert/."""
 
-    Attributes:
-        config: the fields of a dense BertConfig.
-        weights: of its encoder, and of its pooler where it has one; fp32.
-        weights_file: where they come from.
-        key_fields: SHA-256 of both files.
-    """
-
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
+    config: dict[str, Any]  # the fields of a dense BertConfig
+    weights: dict[str, Tensor]  # of its encoder, and of its pooler where it has one; fp32
     weights_file: Path
-    key_fields: dict[str, str]
+    key_fields: dict[str, str]  # SHA-256 of both files
 
     @classmethod
     def read(cls) -> "Pretrained":
@@ -50,10 +43,8 @@ class Pretrained:
         weights, lines = bert_folder.fit(weights, config, weights_file, config_file)
         for line in lines:
             say(line)
-        key_fields = {
-            "weights": caches.fingerprint(weights_file),
-            "config": caches.fingerprint(config_file),
-        }
+        files = {"weights": weights_file, "config": config_file}
+        key_fields = {name: caches.fingerprint(file) for name, file in files.items()}
         return cls(config, weights, weights_file, key_fields)
 
     @property
@@ -65,12 +56,8 @@ class Pretrained:
 
 
 class Bert:
-    """The BERTs of one task, dense and pruned.
-
-    Attributes:
-        schedule: one rate for each layer.
-        key_fields, pruning_fields: what decides the outcome of every run, and of pruned ones besides.
-    """
+    """The BERTs of one task, dense and pruned by a `schedule` of one rate for each layer. `key_fields` decide
+    the outcome of every run, `pruning_fields` that of pruned ones besides."""
 
     name = "BERT"
     teachers = BERT_TEACHERS
@@ -79,8 +66,7 @@ class Bert:
     def __init__(self, pretrained: Pretrained, data: TaskData, settings: BertSettings, script: str):
         """Raises UserError, which names `script`, for a schedule or a list of methods that does not fit."""
         self.pretrained, self.data, self.layers = pretrained, data, pretrained.layers
-        self.schedule = rates(settings.pruning_schedule, self.layers, data.task.kind, script)
-        check_methods(settings.pruning_methods, self.layers, script)
+        self.schedule = rates(settings, self.layers, data.task.kind, script)
         self.removed_tokens = settings.removed_tokens
         self.key_fields = pretrained.key_fields
         self.pruning_fields = {"pruning": self.schedule, "removed_tokens": self.removed_tokens}
@@ -123,10 +109,7 @@ class Bert:
         self, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
     ) -> list[dict[str, list]]:
         """One example for the page: its words, and the layer before which each was dropped (None: never).
-
-        Args:
-            kept: of a model's output; None of a dense one.
-        """
+        kept: of a model's output; None of a dense one."""
         words = [self.data.vocabulary[i] for i in examples.ids.row(row)]
         dropped: list[str | None] = [None] * len(words)
         for layer in reversed(range(self.layers if kept else 0)):
@@ -158,27 +141,23 @@ def own_copy(state: State) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def rates(schedule: str | Sequence[float], layers: int, kind: str, script: str) -> list[float]:
-    """The schedule of a setting, see `schedules.resolve`. Raises UserError if it does not fit."""
-    resolved = schedules.resolve(schedule, layers, kind)
+def rates(settings: BertSettings, layers: int, kind: str, script: str) -> list[float]:
+    """The schedule of the settings. Raises UserError if it, or a list of methods, does not fit the layers."""
+    schedule = schedules.resolve(settings.pruning_schedule, layers, kind)
+    fitting = schedules.resolve("half", layers, kind)
+    advice = (
+        f"it needs one rate for each layer, such as {fitting}. Edit pruning_schedule at the top of {script}"
+    )
     try:
-        selection.check_schedule(resolved, layers)
+        selection.check_schedule(schedule, layers)
     except ValueError as error:
-        fitting = schedules.resolve("half", layers, kind)
-        raise UserError(
-            f"{error}: it needs one rate for each layer, such as {fitting}. "
-            f"Edit pruning_schedule at the top of {script}"
-        ) from None
-    return resolved
-
-
-def check_methods(names: Sequence[str | list[str]], layers: int, script: str) -> None:
-    """Raises UserError unless every list of methods has one for each layer."""
+        raise UserError(f"{error}: {advice}") from None
     try:
-        for method in names:
+        for method in settings.pruning_methods:
             methods.methods_by_layer(method, layers)
     except ValueError as error:
         raise UserError(f"pruning_methods in {script}: {error}") from None
+    return schedule
 
 
 def open_tasks(pretrained: Pretrained, tasks: Sequence[Task]) -> list[TaskData]:

@@ -30,6 +30,7 @@ WEIGHTS = (
 )
 CONFIGS = (BERT / "config.json", BERT / "bert_config.json")  # Hugging Face's name, Google's name
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SPECIAL_TOKEN = r"\[.+\]|<.+>"  # [CLS], [unused1], and <S> and <T> of Google's Chinese BERT
 POOLER = "bert.pooler."
 NO_WEIGHTS = ("position_ids", "token_type_ids")  # older versions of transformers saved them
 SHOWN_NAMES = 6
@@ -37,15 +38,18 @@ SHOWN_NAMES = 6
 Weights = dict[str, Tensor]
 
 
-# --- Vocabulary and casing -----------------------------------------------------------------------
-
-
 def vocabulary_path() -> Path:
     """bert/vocab.txt. Raises UserError if it is not there."""
     path = BERT / "vocab.txt"
-    if not path.is_file():
-        raise UserError(f"no vocabulary file {path.absolute()}. {HOW_TO_GET_BERT}")
-    return path
+    return _first_of([path], f"no vocabulary file {path.absolute()}")
+
+
+def _first_of(paths: Iterable[Path], lacking: str) -> Path:
+    """The first of these files that is there. `lacking`: what to say if none is."""
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UserError(f"{lacking}. {HOW_TO_GET_BERT}")
 
 
 def read_vocabulary() -> list[str]:
@@ -81,22 +85,16 @@ class TokenizerFields(BaseModel):
 def tokenizer_settings() -> dict[str, Any]:
     """How this BERT wants its text: the fields of TokenizerFields; strip_accents None: as do_lower_case.
 
-    From bert/tokenizer_config.json if it says so; else a vocabulary with upper-case words is cased.
-    Raises UserError if that file is there and cannot be read, or says something else.
+    From bert/tokenizer_config.json if it says so; else a vocabulary with upper-case words is cased, special
+    tokens aside. Raises UserError if that file is there and cannot be read, or says something else.
     """
     path = BERT / "tokenizer_config.json"
     settings = _read_fields(path, TokenizerFields) if path.exists() else TokenizerFields().model_dump()
     if settings["do_lower_case"] is None:
-        settings["do_lower_case"] = not any(_has_upper_case(word) for word in read_vocabulary())
+        words = (word for word in read_vocabulary() if not re.fullmatch(SPECIAL_TOKEN, word))
+        settings["do_lower_case"] = all(word == word.lower() for word in words)
     return settings
 
-
-def _has_upper_case(word: str) -> bool:
-    """Special tokens do not count: [CLS], [unused1], and <S> and <T> of Google's Chinese BERT."""
-    return word != word.lower() and not re.fullmatch(r"\[.+\]|<.+>", word)
-
-
-# --- Configuration -------------------------------------------------------------------------------
 
 Size = Annotated[int, Field(ge=1, le=10_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -107,8 +105,8 @@ Activation = Literal[
 
 
 class BertFields(BaseModel):
-    """What a configuration has to say, and what it may, with the values of Google's BERT; the first four
-    fields tell a BERT encoder from other models."""
+    """What a configuration has to say, and what it may, with the values of Google's BERT; the fields that
+    are left out of the result tell a BERT encoder from other models."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -134,10 +132,7 @@ class BertFields(BaseModel):
 
 def config_path() -> Path:
     """The configuration of the BERT. Raises UserError if there is none."""
-    for path in CONFIGS:
-        if path.is_file():
-            return path
-    raise UserError(f"no configuration file {CONFIGS[0].absolute()}. {HOW_TO_GET_BERT}")
+    return _first_of(CONFIGS, f"no configuration file {CONFIGS[0].absolute()}")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -174,15 +169,9 @@ def _read_fields(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     raise UserError(f"{path}: {name} is {value}; it {message}")
 
 
-# --- Weights -------------------------------------------------------------------------------------
-
-
 def weights_path() -> Path:
     """The PyTorch weights; those in bert/ win. Raises UserError if there are none."""
-    for path in WEIGHTS:
-        if path.is_file():
-            return path
-    raise UserError(f"no PyTorch weights; looked for {', '.join(map(str, WEIGHTS))}. {HOW_TO_GET_BERT}")
+    return _first_of(WEIGHTS, f"no PyTorch weights; looked for {', '.join(map(str, WEIGHTS))}")
 
 
 def read_weights(path: Path) -> Weights:
@@ -214,10 +203,8 @@ def _load(path: Path) -> Any:
 
 
 def as_fp32(weights: Mapping[str, Tensor], path: Path | str) -> Weights:
-    """The weights with floats of any length as fp32; other numbers are left as they are.
-
-    Raises UserError if there is NaN or infinity in a tensor.
-    """
+    """The weights with floats of any length as fp32, other numbers as they are. Raises UserError for NaN
+    or infinity in a tensor."""
     result = {}
     for name, tensor in weights.items():
         if _holds_floats(tensor):
@@ -239,19 +226,12 @@ def fit(
 
     Names may be as from_pretrained takes them: with `bert.` before them or not, LayerNorm's gamma and beta.
 
-    Args:
-        weights: of `read_weights`.
-        config: of `read_config`.
-
-    Returns:
-        The weights of BertModel with `bert.` before their names, without a pooler where there is none;
-        lines to print: what was left out, and that the pooler is missing.
-
-    Raises:
-        UserError: if a weight of the encoder, or of a pooler that is there, is missing or of another shape,
-            or the layers have more than the configuration says.
+    Returns the weights of BertModel with `bert.` before their names, without a pooler where there is none;
+    and lines to print: what was left out, and that the pooler is missing. Raises UserError if a weight of
+    the encoder, or of a pooler that is there, is missing or of another shape, or the layers have more than
+    the configuration says.
     """
-    expected = expected_shapes(config)
+    expected = {name: shape for name, shape in expected_shapes(config).items() if name.startswith("bert.")}
     named = {_name_of_today(name, expected): tensor for name, tensor in weights.items()}
     lines = []
     if not any(name.startswith(POOLER) for name in named):
@@ -270,12 +250,12 @@ def fit(
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Name → shape of every weight of a BertModel, with `bert.` before the names."""
-    from transformers import BertConfig, BertModel  # takes seconds, which preparing need not wait for
+    """Name → shape of every weight of a BERT as it was pre-trained: `bert.` or `cls.` is before the names."""
+    from transformers import BertConfig, BertForPreTraining  # takes seconds: preparing need not wait for it
 
     with torch.device("meta"):
-        model = BertModel(BertConfig(**config))
-    return {f"bert.{name}": parameter.shape for name, parameter in model.named_parameters()}
+        model = BertForPreTraining(BertConfig(**config))
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def _name_of_today(name: str, expected: Mapping[str, torch.Size]) -> str:

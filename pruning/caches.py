@@ -18,9 +18,9 @@ import io
 import json
 import os
 import pickle
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -56,34 +56,22 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for writing bytes that appears under its name only when it is complete.
 
     It is written under a temporary name in the same folder, flushed to the disk and renamed; an exception or
-    a kill in the middle leaves the old file, or none.
-
-    Raises:
-        UserError: if the system refuses to write there (a full disk, a folder in place of the file).
+    a kill in the middle leaves the old file, or none. Raises UserError if the system refuses to write there
+    (a full disk, a folder in place of the file).
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{path.name}.{os.getpid()}."
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -112,28 +100,25 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path, prepared_by: str) -> dict[str, Any]:
     """Reads a cache.
 
-    Args:
-        prepared_by: the script to name if there is something wrong.
-
-    Raises:
-        UserError: if there is none, its layout is not today's, or it is damaged.
+    Raises UserError, which names the script `prepared_by`, if there is none, its layout is not today's, or
+    it is damaged.
     """
+    remedy = f"Run: python {prepared_by}"
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"no cache {path.absolute()}. Run: python {prepared_by}") from None
+        raise UserError(f"no cache {path.absolute()}. {remedy}") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}. Run: python {prepared_by}") from None
-    layout, _, rest = data.partition(b"\n")
-    if layout + b"\n" != LAYOUT:
-        raise UserError(f"{path} is no cache of this version. Run: python {prepared_by}")
-    checksum, _, body = rest.partition(b"\n")
+        raise UserError(f"{path} cannot be read: {error.strerror}. {remedy}") from None
+    if not data.startswith(LAYOUT):
+        raise UserError(f"{path} is no cache of this version. {remedy}")
+    checksum, _, body = data.removeprefix(LAYOUT).partition(b"\n")
     try:
         if hashlib.sha256(body).hexdigest().encode() == checksum:
             return torch.load(io.BytesIO(body), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError):  # it holds more than plain types
         pass
-    raise UserError(f"{path} is damaged. Run: python {prepared_by}")
+    raise UserError(f"{path} is damaged. {remedy}")
 
 
 def load_if_good(path: Path) -> dict[str, Any] | None:
@@ -159,13 +144,8 @@ def is_current(path: Path, settings: dict[str, Any], sources: dict[str, str]) ->
 
 @dataclass
 class TaskData:
-    """A prepared task.
-
-    Attributes:
-        splits: "train", "dev", … → examples.
-        vocabulary, counts, settings, sample: as in the cache.
-        fingerprint: SHA-256 of everything that the cache was made from.
-    """
+    """A prepared task: its splits ("train", "dev", …), more of what its cache holds, and the SHA-256 of
+    everything that the cache was made from."""
 
     task: Task
     splits: dict[str, Examples]
@@ -177,14 +157,10 @@ class TaskData:
 
 
 def open_task(model: str, task: Task, prepared_by: str) -> TaskData:
-    """The prepared task.
+    """The task as it was prepared for a model, "bert" or "lstm".
 
-    Args:
-        model: "bert" or "lstm".
-        prepared_by: the script to name if there is something wrong.
-
-    Raises:
-        UserError: if it is missing, damaged, of another task, or older than the data.
+    Raises UserError, which names the script `prepared_by`, if it is missing, damaged, of another task, or
+    older than the data.
     """
     path = path_of(model, task.name)
     cache = load(path, prepared_by)
@@ -194,13 +170,13 @@ def open_task(model: str, task: Task, prepared_by: str) -> TaskData:
         sound = whole and all(_is_sound(part, task, len(cache["vocabulary"])) for part in splits.values())
         check_sources(cache, path, prepared_by)
         made_from = {name: cache[name] for name in ("task", "model", "settings", "fingerprints")}
-        details = (cache["vocabulary"], cache["counts"], cache["settings"], cache["sample"])
+        details = {name: cache[name] for name in ("vocabulary", "counts", "settings", "sample")}
     except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(f"{path} does not hold {task.name} for this version. Run: python {prepared_by}")
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    return TaskData(task, splits, *details, fingerprint=digest)
+    return TaskData(task, splits, fingerprint=digest, **details)
 
 
 def open_tasks(model: str, tasks: Sequence[Task], prepared_by: str) -> list[TaskData]:
@@ -219,21 +195,22 @@ def open_tasks(model: str, tasks: Sequence[Task], prepared_by: str) -> list[Task
 def _is_sound(examples: Examples, task: Task, vocabulary_size: int) -> bool:
     """Whether lengths add up, ids are in the vocabulary and labels are those of the task."""
     labels = examples.labels
-    good = len(examples.ids) == len(labels) > 0 and bool(labels.isfinite().all())
+    good = len(labels) > 0 and _all(labels.isfinite())
     if not task.is_regression:
-        good = good and bool(((labels >= 0) & (labels < task.outputs) & (labels % 1 == 0)).all())
+        good = good and _all((labels >= 0) & (labels < task.outputs) & (labels % 1 == 0))
     good = good and all(_fits(part, len(labels), vocabulary_size) for part in examples.sentences())
     if good and isinstance(examples, BertExamples):
         seconds, lengths = examples.second_starts, examples.lengths
-        good = len(seconds) == len(lengths) and bool(((seconds >= 0) & (seconds <= lengths)).all())
+        good = len(seconds) == len(lengths) and _all((seconds >= 0) & (seconds <= lengths))
     return good
 
 
 def _fits(rows: Ragged, count: int, vocabulary_size: int) -> bool:
     """Whether ragged ids are `count` rows of at least one word each, all in the vocabulary."""
-    good = len(rows) == count and int(rows.offsets[0]) == 0 and int(rows.offsets[-1]) == len(rows.flat)
-    return (
-        good
-        and int(rows.lengths.min()) > 0
-        and 0 <= int(rows.flat.min()) <= int(rows.flat.max()) < vocabulary_size
-    )
+    flat, offsets = rows.flat, rows.offsets
+    adds_up = len(rows) == count and int(offsets[0]) == 0 and int(offsets[-1]) == len(flat)
+    return adds_up and _all(rows.lengths > 0) and _all((flat >= 0) & (flat < vocabulary_size))
+
+
+def _all(good: Tensor) -> bool:
+    return bool(good.all())

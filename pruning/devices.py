@@ -10,7 +10,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from tqdm import tqdm
 
-from pruning import batches
 from pruning.errors import UserError
 
 
@@ -25,8 +24,8 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
     if processes > 1 and not in_several_processes:
         raise UserError("this script runs in one process: start it with python, not with accelerate launch")
     several = f", {processes} processes" if processes > 1 else ""
-    name, precision = device_name(accelerator.device), precision_name(accelerator)
-    say(f"Device: {name}{several}. Precision of the training: {precision}, {why}.")
+    name = f"{device_name(accelerator.device)}{several}"
+    say(f"Device: {name}. Precision of the training: {precision_name(accelerator)}, {why}.")
     return accelerator
 
 
@@ -81,7 +80,7 @@ class Memory:
             if start is not None:
                 start()
             try:
-                return [work(piece) for piece in batches.pieces(rows, self.parts)]
+                return [work(part) for part in rows.tensor_split(self.parts) if len(part)]
             except RuntimeError as error:
                 if not self.may_cut or not should_reduce_batch_size(error) or self.parts >= len(rows):
                     raise

@@ -4,7 +4,7 @@ A multiplication and an addition are two, of matrix products only; elementwise w
 left out, in every variant alike. They are taken over the tensors as executed, padding included: the clock
 sees padding too. (PyTorch's own counter reports 0 for fused attention on a CPU and for nn.LSTM.)
 
-H units, I units of the feed-forward, n tokens, q queries.
+H units, I units of the feed-forward, n tokens.
 """
 
 from typing import Any
@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 from pruning import selection
-from pruning.layers import FastPaths, Unpadding
+from pruning.layers import FastPaths
+from pruning.unpadding import Unpadding
 
 Batch = dict[str, Tensor]
 
 
-def bert_layer(config: Any, tokens: int, queries: int | None = None) -> int:
-    """One encoder layer on one sequence: 2n(4H² + 2HI) + 4n²H.
-
-    With q queries: 4nH² + 2q(2H² + 2HI) + 4qnH.
-    """
-    queries = tokens if queries is None else queries
-    hidden, inner = config.hidden_size, config.intermediate_size
-    keys_and_values = 4 * tokens * hidden**2
-    return keys_and_values + 4 * queries * (hidden**2 + hidden * inner) + 4 * queries * tokens * hidden
+def bert_layer(config: Any, tokens: int, updated: int | None = None, absorbed: bool = True) -> int:
+    """One encoder layer on one sequence of n tokens, of which q are updated: 4q(H² + HI), and for keys,
+    values and attention 4nH² + 4qnH; or, where that is less, 4qH² + 4hqnH: h heads, `absorbed`."""
+    q = tokens if updated is None else updated
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    attention = tokens * hidden * (hidden + q)
+    if absorbed:
+        attention = min(attention, q * hidden * (hidden + heads * tokens))
+    return 4 * (q * (hidden**2 + hidden * inner) + attention)
 
 
 def bert_head(config: Any) -> int:
@@ -49,9 +50,10 @@ def stock_bert(model: Any, batch: Batch) -> int:
 def pruned_bert(model: Any, batch: Batch) -> int:
     """Our BERT on one batch at evaluation."""
     encoder, config = model.bert.encoder, model.config
-    paths = encoder.fast_paths or FastPaths(unpadding=False, cls_only=False)
+    paths = encoder.fast_paths or FastPaths(unpadding=False, cls_only=False, absorbed=False)
     mask = batch["attention_mask"].bool()
-    lengths = mask.sum(dim=1).tolist()
+    read_mask, read = mask, mask.sum(dim=1).tolist()
+    lengths = read
     total = len(lengths) * bert_head(config)
     for start, end in encoder.segments():
         if encoder.schedule[start] > 0:
@@ -61,10 +63,17 @@ def pruned_bert(model: Any, batch: Batch) -> int:
             lengths = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
             kept = torch.tensor(lengths, device=mask.device)[:, None]
             mask = torch.arange(max(lengths), device=mask.device) < kept
-        groups = Unpadding.of(mask, lengths, paths.unpadding).groups
+        if config.removed_tokens != "readable":
+            groups = Unpadding.of(mask, lengths, paths.unpadding).groups
+        elif encoder.fast_paths:
+            groups = Unpadding.of(read_mask, read, updated=lengths).groups
+        else:  # the stock layers compute all tokens
+            groups = Unpadding.of(read_mask, read, unpad=False).groups
         for layer in range(start, end):
-            queries = 1 if paths.cls_only and layer == config.num_hidden_layers - 1 else None
-            total += sum(rows * bert_layer(config, n, queries) for rows, n in groups)
+            alone = paths.cls_only and layer == config.num_hidden_layers - 1
+            total += sum(
+                rows * bert_layer(config, n, 1 if alone else q, paths.absorbed) for rows, n, q in groups
+            )
     return total
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from filelock import FileLock, Timeout
 
-from pruning import batches, caches, devices, distillation, methods, records, training
+from pruning import batches, caches, devices, distillation, methods, records, teachers, training
 from pruning.batches import Examples, Ragged
 from pruning.bert import Bert
 from pruning.caches import TaskData
@@ -33,14 +33,8 @@ OF_DENSE = ("epochs", "batch_size", "learning_rate", "warmup_share", "weight_dec
 Method = str | list[str]
 
 
-@dataclass
-class Trained:
-    """A model that was trained.
-
-    Attributes:
-        curve: of the loss.
-        started: when the training began, in seconds since the epoch.
-    """
+class Trained(NamedTuple):
+    """A model that was trained, the curve of its loss, and when that began, in seconds since the epoch."""
 
     method: Method
     model: Any
@@ -68,13 +62,8 @@ def claim(experiment: "Experiment", method: Method, wait: bool) -> Iterator[bool
 
 @dataclass(frozen=True)
 class Store:
-    """What an experiment keeps in cache/<model>/<kind>/<name>-<key>.pt.
-
-    Attributes:
-        folder: cache/<model>.
-        name: of the task and the seed.
-        writes: whether this process is the one that writes.
-    """
+    """What an experiment keeps in cache/<model>/<kind>/<name>-<key>.pt: `folder` is cache/<model>, `name`
+    that of task and seed; `writes` says whether this process is the one that writes."""
 
     folder: Path
     name: str
@@ -93,40 +82,29 @@ class Store:
             caches.save(self._path(kind, fields), content)
 
 
-def dense_key_fields(experiment: "Experiment") -> dict[str, Any]:
-    """Everything that decides the outcome of a dense model."""
-    return {
-        "task": experiment.data.task.name,
-        "method": DENSE,
-        "seed": experiment.seed,
-        "cache": experiment.data.fingerprint,
-        "training_rows": len(experiment.train_examples),
-        "training": {name: getattr(experiment.dense_arguments, name) for name in OF_DENSE},
-        "precision": devices.precision_name(experiment.accelerator),
-        "processes": experiment.accelerator.num_processes,
-        **experiment.models.key_fields,
-    }
-
-
 class Experiment:
-    """One task and seed.
-
-    Attributes:
-        train_examples: the rows that every model of the experiment learns from.
-        key_fields: of the dense model, everything that decides its outcome.
-        store: its place in cache/.
-    """
+    """One task and seed. `train_examples` are the rows that every model of it learns from; `key_fields`
+    everything that decides the outcome of the dense one; `settings` those of the task."""
 
     def __init__(
         self, models: Bert | Lstm, data: TaskData, settings: Any, seed: int, accelerator: Accelerator
     ):
-        """settings: of the task, a `settings.Training`."""
         self.models, self.data, self.settings, self.seed = models, data, settings, seed
         self.accelerator = accelerator
         self.train_examples = batches.subset(data.splits["train"], settings.training_rows)
         self.dense_arguments = Arguments.of_dense(settings)
         self.pruned_arguments = Arguments.of_pruned(settings)
-        self.key_fields = dense_key_fields(self)
+        self.key_fields: dict[str, Any] = {
+            "task": data.task.name,
+            "method": DENSE,
+            "seed": seed,
+            "cache": data.fingerprint,
+            "training_rows": len(self.train_examples),
+            "training": {name: getattr(self.dense_arguments, name) for name in OF_DENSE},
+            "precision": devices.precision_name(accelerator),
+            "processes": accelerator.num_processes,
+            **models.key_fields,
+        }
         name = f"{data.task.name}-seed{seed}"
         self.store = Store(caches.CACHE / models.name.lower(), name, accelerator.is_main_process)
         self._dense: Any = None
@@ -166,8 +144,8 @@ class Experiment:
                 if saved is None:
                     self._fine_tune()
                 else:
-                    self._dense = self.models.build(None, self.seed, saved["state"])
-                    self._dense.to(self.accelerator.device).eval()
+                    dense: Any = self.models.build(None, self.seed, saved["state"])
+                    self._dense = dense.to(self.accelerator.device).eval()
         return self._dense
 
     def forget(self) -> None:
@@ -186,10 +164,7 @@ class Experiment:
 
     def train_pruned(self, method: Method, rates_at: RatesAt | None = None) -> tuple[Any, Curve]:
         """A pruned model that starts as the dense one and learns from its answers, and the curve of its loss.
-
-        Args:
-            rates_at: see `training.train`; None: the model's schedule.
-        """
+        rates_at: see `training.train`."""
         state = self.dense().state_dict()
         scores = self.teacher_scores(method, self.train_examples, keep=True)
         data = self.distillation_set().with_scores(scores)
@@ -227,31 +202,27 @@ class Experiment:
     def teacher_scores(
         self, method: Method, examples: Examples, keep: bool = False
     ) -> dict[Place, Ragged] | None:
-        """The teachers' scores of `examples`, or None where the method needs none.
-
-        With `keep` they are computed once for a dense model and kept in cache/.
-        """
+        """The teachers' scores of `examples`, or None where the method needs none. With `keep` they are
+        computed once for a dense model and kept in cache/."""
         wanted = self.models.teachers_of(method)
         if not wanted:
             return None
         fields = {**self.key_fields, "teachers": {str(place): name for place, name in wanted.items()}}
         saved = self.store.load("teachers", fields) if keep else None
         if saved is not None:
-            rows = {place: distillation.sequences_of(examples, place) for place in wanted}
-            return {place: Ragged(saved["scores"][place], rows[place].offsets) for place in wanted}
+            offsets = {place: distillation.sequences_of(examples, place).offsets for place in wanted}
+            return {place: Ragged(saved["scores"][place], offsets[place]) for place in wanted}
+        dense = self.dense()
         scores = distillation.score_examples(
-            self.dense(),
             examples,
-            wanted,
-            self.models.teachers,
+            lambda batch: teachers.teacher_scores(dense, batch, wanted, self.models.teachers),
             batch_size=self.settings.evaluation_batch_size,
             device=self.accelerator.device,
             quiet=not self.accelerator.is_main_process,
         )
         if keep:
-            self.store.keep(
-                "teachers", fields, {"scores": {place: rows.flat for place, rows in scores.items()}}
-            )
+            flat = {place: rows.flat for place, rows in scores.items()}
+            self.store.keep("teachers", fields, {"scores": flat})
         return scores
 
 

@@ -2,8 +2,9 @@
 
     unpadding         real tokens lie end to end in one flat tensor; only the attention looks at single
                       sequences, all those of one length at once, and so never needs a mask
-    [CLS] only        the last layer computes keys and values of all tokens, but queries, output projection
-                      and feed-forward of the first token alone: it is all that the classifier reads
+    [CLS] only        the last layer computes queries, output projection and feed-forward of the first token
+                      alone: it is all that the classifier reads
+    absorbed          where few tokens ask, keys and values of what they read are never made: see `absorbed`
     fused product     on the CPU, oneDNN multiplies few tokens, and applies GELU while it multiplies
 
 The last one is for inference. Norms and dropout are the stock modules, and so is any part that is not a plain
@@ -14,19 +15,17 @@ Shapes: B sequences, T positions of the longest, N tokens of all sequences toget
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.activations import GELUActivation
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertIntermediate, BertLayer, BertSelfAttention
 
-# What one more call of the attention costs, in tokens that a layer processes in the same time. On a GPU
-# launches are dear and tokens cheap: there a little padding is the smaller waste.
-TOKENS_PER_CALL = {"cpu": 4}
-TOKENS_PER_CALL_ELSEWHERE = 256
+from pruning.selection import Tokens
+from pruning.unpadding import Unpadding
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
 # tokens and faster for one to three, but takes up to twice as long for so many as these, and reads the
@@ -42,6 +41,7 @@ class FastPaths:
 
     unpadding: bool = True
     cls_only: bool = True
+    absorbed: bool = True
     fused_product: bool = True
 
 
@@ -62,103 +62,45 @@ def needs_stock_layers(encoder: BertEncoder, arguments: dict[str, Any]) -> bool:
     )
 
 
-@dataclass
-class Unpadding:
-    """How the tokens of a padded batch (B, T) lie while layers work on them.
-
-    Either they stay as they are (`index` is None), or they form a flat tensor (N, H) of real tokens in
-    which longer sequences come first, so that sequences of one length are neighbours.
-
-    Attributes:
-        shape: (B, T) of the padded batch.
-        groups: neighbours of one length: (how many sequences, tokens of each).
-        index: (N,) int64, each flat token's place in the padded batch, b · T + t.
-        back: (B,) int64, which flat sequence is the b-th of the batch.
-        first: (B,) int64, the first real token of each sequence as it lies now.
-        mask: (B, 1, 1, T) bool for the attention, True at real tokens; None where no padding is left.
-    """
-
-    shape: tuple[int, int]
-    groups: list[tuple[int, int]]
-    first: Tensor
-    index: Tensor | None = None
-    back: Tensor | None = None
-    mask: Tensor | None = None
-
-    @classmethod
-    def of(cls, mask: Tensor, lengths: Sequence[int], unpad: bool = True) -> "Unpadding":
-        """The cheaper way for a batch to lie.
-
-        Args:
-            mask: (B, T) bool, True at real tokens, wherever they stand.
-            lengths: the sums of `mask`, known to the host without asking the device.
-            unpad: False leaves padding where it is.
-        """
-        rows, width = mask.shape
-        row_starts = torch.arange(0, rows * width, width, device=mask.device)
-        order = sorted(range(rows), key=lambda row: -lengths[row])
-        groups = [(len(list(run)), length) for length, run in groupby(lengths[row] for row in order)]
-        if groups == [(rows, width)]:
-            return cls((rows, width), groups, row_starts)
-        call = TOKENS_PER_CALL.get(mask.device.type, TOKENS_PER_CALL_ELSEWHERE)
-        padding = rows * width - sum(lengths)
-        if not unpad or padding < call * (len(groups) - 1) or not min(lengths):
-            first = row_starts + mask.int().argmax(dim=1)
-            return cls((rows, width), [(rows, width)], first, mask=mask[:, None, None, :])
-        by_length = torch.tensor(order)
-        starts = torch.tensor([0, *(lengths[row] for row in order[:-1])]).cumsum(0)
-        by_length, starts = by_length.to(mask.device), starts.to(mask.device)
-        slots = torch.arange(rows * width, device=mask.device).view(rows, width)
-        index = slots[by_length][mask[by_length]]
-        return cls((rows, width), groups, starts, index, by_length.argsort())
-
-    def flatten(self, states: Tensor) -> Tensor:
-        """Padded (B, T, H) to how the tokens lie: (N, H), or unchanged."""
-        return states if self.index is None else states.flatten(0, 1).index_select(0, self.index)
-
-    def unflatten(self, states: Tensor) -> Tensor:
-        """The inverse of `flatten`, 0 at padding."""
-        if self.index is None:
-            return states
-        rows, width = self.shape
-        padded = states.new_zeros(rows * width, states.shape[-1])
-        return padded.index_copy(0, self.index, states).view(rows, width, -1)
-
-    def take_first(self, states: Tensor) -> Tensor:
-        """(B, H) the first real token of each sequence, in the order in which they lie."""
-        return states.reshape(-1, states.shape[-1]).index_select(0, self.first)
-
-    def in_order(self, rows: Tensor) -> Tensor:
-        """(B, H) as sequences lie → (B, H) as the batch has them."""
-        return rows if self.back is None else rows.index_select(0, self.back)
-
-
-def run_layers(
-    segment: Sequence[BertLayer],
-    states: Tensor,
-    mask: Tensor,
-    lengths: Sequence[int],
-    paths: FastPaths,
-    only_first: bool,
-) -> Tensor:
+def run_layers(segment: Sequence[BertLayer], tokens: Tokens, paths: FastPaths, only_first: bool) -> Tokens:
     """Layers with no pruner between them.
 
     Args:
-        states: (B, T, H), with `mask` and `lengths` as in `Unpadding.of`.
-        only_first: the output at each sequence's first real token is enough.
-
-    Returns:
-        (B, T, H), or (B, 1, H) if that was enough.
+        only_first: the output at each sequence's first real token is enough: its states may be (B, 1, H).
     """
-    unpadding = Unpadding.of(mask, lengths, paths.unpadding)
-    states = unpadding.flatten(states)
-    paths = _possible(paths, states)
+    assert tokens.states is not None
+    paths = _possible(paths, tokens.states)
+    if tokens.readable is None:
+        source, mask = tokens.states, tokens.mask
+        unpadding, queries = Unpadding.of(mask, tokens.lengths, paths.unpadding), None
+    else:
+        source, mask = tokens.readable.states, tokens.readable.mask
+        unpadding = Unpadding.of(mask, tokens.readable.lengths, updated=tokens.lengths)
+        queries = unpadding.places(tokens.positions, tokens.mask)
+    states = unpadding.flatten(source)
     for i, layer in enumerate(segment, start=1):
         if only_first and paths.cls_only and i == len(segment):
-            states = _run_layer(layer, states, unpadding, paths, only_first=True)
-            return unpadding.in_order(states)[:, None]
-        states = _run_layer(layer, states, unpadding, paths)
-    return unpadding.unflatten(states)
+            alone = replace(unpadding, groups=[(rows, width, 1) for rows, width, _ in unpadding.groups])
+            states = _run_layer(layer, states, alone, paths, unpadding.first)
+            return replace(tokens, states=unpadding.in_order(states)[:, None])
+        updated = _run_layer(layer, states, unpadding, paths, queries)
+        states = updated if queries is None else states.index_copy(0, queries, updated)
+    whole = unpadding.unflatten(states)
+    if tokens.readable is None:
+        return replace(tokens, states=whole)
+    return tokens.updated(whole)
+
+
+def run_stock_layers(segment: Sequence[BertLayer], tokens: Tokens, config: Any, **kwargs: Any) -> Tokens:
+    """The same by the stock layers. Tokens that are only read are computed too, and then put back."""
+    read = tokens.readable
+    states, mask = (tokens.states, tokens.mask) if read is None else (read.states, read.mask)
+    assert states is not None
+    attention_mask = create_bidirectional_mask(config, states, mask)  # as stock's attention wants it
+    for layer in segment:
+        computed = layer(states, attention_mask, **kwargs)
+        states = computed if read is None else torch.where(tokens.is_updated()[..., None], computed, states)
+    return replace(tokens, states=states) if read is None else tokens.updated(states)
 
 
 def _possible(paths: FastPaths, states: Tensor) -> FastPaths:
@@ -170,16 +112,20 @@ def _possible(paths: FastPaths, states: Tensor) -> FastPaths:
 
 
 def _run_layer(
-    layer: BertLayer, states: Tensor, unpadding: Unpadding, paths: FastPaths, only_first: bool = False
+    layer: BertLayer, states: Tensor, unpadding: Unpadding, paths: FastPaths, queries: Tensor | None
 ) -> Tensor:
-    """One layer over tokens as they lie; with `only_first` (B, H) for the first ones alone."""
+    """One layer over tokens as they lie, (N, H); with `queries` (Q,) it updates those alone and reads all."""
     attention, feed_forward = layer.attention, layer.output
-    key, value = (_linear(part, states, paths) for part in (attention.self.key, attention.self.value))
-    if only_first:
-        states = unpadding.take_first(states)
+    read = states
+    if queries is not None:
+        states = states.index_select(0, queries)
     query = _linear(attention.self.query, states, paths)
-    context = _attend(attention.self, query, key, value, unpadding, only_first).view(states.shape)
-    merged = _linear(attention.output.dense, context, paths)
+    if paths.absorbed and may_absorb(attention.self) and absorbing_pays(attention.self, unpadding.groups):
+        context = absorbed(attention.self, query, read, unpadding)
+    else:
+        key, value = (_linear(part, read, paths) for part in (attention.self.key, attention.self.value))
+        context = _attend(attention.self, query, key, value, unpadding)
+    merged = _linear(attention.output.dense, context.view(states.shape), paths)
     states = attention.output.LayerNorm(attention.output.dropout(merged) + states)
     merged = _linear(feed_forward.dense, _inner(layer.intermediate, states, paths), paths)
     return feed_forward.LayerNorm(feed_forward.dropout(merged) + states)
@@ -214,28 +160,65 @@ def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: 
 
 
 def _attend(
-    attention: BertSelfAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    unpadding: Unpadding,
-    only_first: bool,
+    attention: BertSelfAttention, query: Tensor, key: Tensor, value: Tensor, unpadding: Unpadding
 ) -> Tensor:
-    """The heads' outputs side by side, (tokens, H): each run of sequences by itself."""
+    """The heads' outputs side by side, (Q, H): each group of sequences by itself."""
     heads, size = attention.num_attention_heads, attention.attention_head_size
     query, key, value = (part.reshape(-1, heads, size) for part in (query, key, value))
-    outputs, start, first = [], 0, 0
-    for rows, width in unpadding.groups:
-        queries = rows * (1 if only_first else width)
-        end = start + rows * width
+    outputs = []
+    for rows, asked, read in unpadding.spans():
         output = scaled_dot_product_attention(
-            query[first : first + queries].view(rows, -1, heads, size).transpose(1, 2),
-            key[start:end].view(rows, width, heads, size).transpose(1, 2),
-            value[start:end].view(rows, width, heads, size).transpose(1, 2),
+            query[asked].view(rows, -1, heads, size).transpose(1, 2),
+            key[read].view(rows, -1, heads, size).transpose(1, 2),
+            value[read].view(rows, -1, heads, size).transpose(1, 2),
             attn_mask=unpadding.mask,
             dropout_p=attention.dropout.p if attention.training else 0.0,
             scale=attention.scaling,
-        )  # (rows, heads, width or 1, size)
-        outputs.append(output.transpose(1, 2).reshape(queries, heads * size))
-        start, first = end, first + queries
+        )  # (rows, heads, updated, size)
+        outputs.append(output.transpose(1, 2).reshape(-1, heads * size))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def absorbed(attention: BertSelfAttention, query: Tensor, states: Tensor, unpadding: Unpadding) -> Tensor:
+    """What `_attend` gives, without keys and values: (q · W_K) · X in place of q · (X · W_K)ᵀ for the scores,
+    (softmax · X) · W_V + b_V for the output. Exact: the keys' bias moves all scores of a query alike. (As
+    DeepSeek-V2, 2024, absorbs projections into query and output.)
+
+    Args:
+        query: (Q, H) of the tokens that are updated.
+        states: (N, H) of all tokens that are read.
+    """
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+    to_key, to_value = (part.weight.view(heads, size, -1) for part in (attention.key, attention.value))
+    outputs = []
+    for rows, asked, read in unpadding.spans():
+        x = states[read].view(rows, -1, states.shape[-1])  # (rows, width, H)
+        q = query[asked].view(-1, heads, size).transpose(0, 1)  # (heads, rows · updated, size)
+        absorbing = (q @ to_key).view(heads, rows, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
+        scores = (absorbing @ x.transpose(1, 2)) * attention.scaling  # (rows, heads · updated, width)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if torch.is_grad_enabled():  # several processes wait for a gradient of every parameter
+            scores = scores + 0 * attention.key.bias.sum()
+        if unpadding.mask is not None:
+            scores = scores.masked_fill(~unpadding.mask[:, 0], -torch.inf)
+        mixed = scores.softmax(dim=2).to(x.dtype) @ x  # (rows, heads · updated, H)
+        mixed = mixed.view(rows, heads, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
+        output = (mixed @ to_value.transpose(1, 2)).transpose(0, 1).reshape(-1, heads * size)
+        outputs.append(output + attention.value.bias)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def may_absorb(attention: BertSelfAttention) -> bool:
+    """Not with dropout of attention weights, and not with something else in place of a linear layer."""
+    plain = all(
+        type(part) is nn.Linear and part.bias is not None for part in (attention.key, attention.value)
+    )
+    return plain and not (attention.training and attention.dropout.p > 0)
+
+
+def absorbing_pays(attention: BertSelfAttention, groups: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether it takes fewer products, of sequences with n tokens of which q are updated: 2qH² + 2hqnH for h
+    heads, not 2nH² + 2qnH."""
+    hidden, heads = attention.all_head_size, attention.num_attention_heads
+    by_absorbing = sum(rows * q * (hidden + heads * n) for rows, n, q in groups)
+    return by_absorbing < sum(rows * n * (hidden + q) for rows, n, q in groups)

@@ -22,9 +22,8 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     temperature T = 2 (Hinton et al., 2015), for scores the mean squared error."""
     if logits.shape[1] == 1:
         return nn.functional.mse_loss(logits.float(), teacher_logits.float())
-    student, teacher = (
-        (values.float() / TEMPERATURE).log_softmax(dim=1) for values in (logits, teacher_logits)
-    )
+    pair = (logits, teacher_logits)
+    student, teacher = ((values.float() / TEMPERATURE).log_softmax(dim=1) for values in pair)
     divergence = nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
     return TEMPERATURE**2 * divergence
 
@@ -44,15 +43,11 @@ def ranking_loss(scores: Tensor, teacher_scores: Tensor, mask: Tensor) -> Tensor
     order = teacher_scores.float().masked_fill(~mask, -torch.inf).argsort(dim=1, stable=True)
     ranks = order.argsort(dim=1) - (mask.shape[1] - counts)  # 0 for the lowest score in the mask
     spread_evenly = (2 * ranks + 1) / counts - 1  # in (-1, 1), standard deviation 1 / √3
-    target = _masked_log_softmax(SHARPNESS * 3**0.5 * spread_evenly, mask)
-    student = _masked_log_softmax(scores.float(), mask)
-    divergence = (target.exp() * (target - student) * mask).sum(dim=1)
-    return divergence.mean()
-
-
-def _masked_log_softmax(values: Tensor, mask: Tensor) -> Tensor:
-    """Log-softmax over the tokens in `mask`; finite (and meaningless) elsewhere."""
-    return values.masked_fill(~mask, -1e4).log_softmax(dim=1)
+    target, student = (  # finite (and meaningless) outside of the mask
+        values.masked_fill(~mask, -1e4).log_softmax(dim=1)
+        for values in (SHARPNESS * 3**0.5 * spread_evenly, scores.float())
+    )
+    return (target.exp() * (target - student) * mask).sum(dim=1).mean()
 
 
 def answer_margin(logits: Tensor, answers: Tensor | None = None) -> Tensor:

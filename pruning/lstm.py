@@ -19,12 +19,8 @@ from pruning.teachers import LSTM_TEACHERS, Place
 
 
 class Lstm:
-    """The LSTMs of one task, dense and pruned.
-
-    Attributes:
-        rate: share of the words that is removed.
-        key_fields, pruning_fields: what decides the outcome of every run, and of pruned ones besides.
-    """
+    """The LSTMs of one task, dense and pruned by a `rate`. `key_fields` decide the outcome of every run,
+    `pruning_fields` that of pruned ones besides."""
 
     name = "LSTM"
     teachers = LSTM_TEACHERS
@@ -41,14 +37,8 @@ class Lstm:
 
     def build(self, method: Any, seed: int, state: dict[str, Tensor] | None = None) -> PrunedLstmClassifier:
         """A model for the task: dense for no method; fresh, or from the `state` of a dense one."""
-        model = PrunedLstmClassifier(
-            len(self.data.vocabulary),
-            self.data.task.outputs,
-            pair=self.is_pair,
-            method=method,
-            rate=self.rate,
-            seed=seed,
-        )
+        sizes = len(self.data.vocabulary), self.data.task.outputs
+        model = PrunedLstmClassifier(*sizes, pair=self.is_pair, method=method, rate=self.rate, seed=seed)
         if state is not None:
             model.load_state_dict(state, strict=False)
         methods.set_frequencies(model, self.data.counts)
@@ -69,10 +59,7 @@ class Lstm:
         self, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
     ) -> list[dict[str, list]]:
         """One example for the page: for each sentence its words, and "the LSTM" beside each that was dropped.
-
-        Args:
-            kept: of a model's output; None of a dense one.
-        """
+        kept: of a model's output; None of a dense one."""
         shown = []
         for i, sentence in enumerate(examples.sentences()):
             words = [self.data.vocabulary[word] for word in sentence.row(row)]
@@ -91,33 +78,25 @@ class Lstm:
         """What a pruned model is timed beside: variant → model."""
         packed: Any = copy.deepcopy(dense)
         packed.packed = True
-        return {
-            "dense, padded to 128": dense,
-            "dense, stock": dense,
-            "dense, packed": packed,
-            "dense, ours": dense,
-        }
+        ours = dict.fromkeys(("dense, padded to 128", "dense, stock", "dense, ours"), dense)
+        return ours | {"dense, packed": packed}
 
 
 def bag_of_words(data: TaskData, training: Examples) -> dict[str, list[float]]:
-    """The answers of a logistic regression on word counts, log(1 + count): dev split → predictions.
-
-    The words of a second sentence count apart.
-    """
+    """The answers of a logistic regression on word counts, log(1 + count): dev split → predictions. The words
+    of a second sentence count apart."""
     model = make_pipeline(
         CountVectorizer(analyzer=lambda words: words, dtype=np.float32),
         FunctionTransformer(np.log1p, accept_sparse=True),
         LogisticRegression(max_iter=1_000) if training.labels.unique().numel() > 1 else DummyClassifier(),
     )
-    model.fit(_words(training, len(data.vocabulary)), training.labels.numpy())
     size = len(data.vocabulary)
+    model.fit(_words(training, size), training.labels.numpy())
     return {name: model.predict(_words(data.splits[name], size)).tolist() for name in data.task.dev_splits}
 
 
 def _words(examples: Examples, vocabulary_size: int) -> list[list[int]]:
     """The ids of each example's words; those of a second sentence above all of the first."""
-    sentences = examples.sentences()
-    return [
-        [word + i * vocabulary_size for i, part in enumerate(sentences) for word in part.row(row).tolist()]
-        for row in range(len(examples))
-    ]
+    parts = [(i * vocabulary_size, part) for i, part in enumerate(examples.sentences())]
+    rows = range(len(examples))
+    return [[word + first for first, part in parts for word in part.row(row).tolist()] for row in rows]

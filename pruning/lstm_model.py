@@ -33,20 +33,13 @@ FEW_STEPS = 6  # up to which the fused LSTM is the slower one on a CPU
 
 @dataclass
 class LstmOutput:
-    """What the classifier returns.
+    """What the classifier returns. Without a pruner there is no `kept`, without a training student no loss of
+    its own."""
 
-    Attributes:
-        logits: (B, C).
-        loss: scalar, where labels were given.
-        kept: for each sentence (B, T') int64, the positions of the words that the LSTM read, -1 where an
-            example has fewer; None without a pruner.
-        pruning_loss: scalar, the mean ranking loss of the student; None unless it is training.
-    """
-
-    logits: Tensor
-    loss: Tensor | None
-    kept: tuple[Tensor, ...] | None
-    pruning_loss: Tensor | None
+    logits: Tensor  # (B, C)
+    loss: Tensor | None  # scalar
+    kept: tuple[Tensor, ...] | None  # (B, T') int64, positions of the words that each LSTM read, -1: fewer
+    pruning_loss: Tensor | None  # scalar, the student's mean ranking loss
 
 
 class DerivedTensors:
@@ -79,11 +72,6 @@ class PrunedLstmClassifier(nn.Module):
     A sentence u is the maximum over time of the LSTM's states (as in Conneau et al., EMNLP 2017): the last
     state alone took several times as many steps to learn anything. A sentence without a word is 0. A pair is
     [u, v, |u - v|, u · v], one LSTM reading both.
-
-    Attributes:
-        packed: whether the LSTM is handed packed sequences or padded ones: equal results to rounding, for
-            the clock only.
-        fast: whether evaluation uses the table and the single steps; for measuring them.
     """
 
     def __init__(
@@ -101,8 +89,8 @@ class PrunedLstmClassifier(nn.Module):
         selection.check_rate(rate)
         self.rate = rate if method else 0.0
         self.training_rate: float | None = None
-        self.packed = False
-        self.fast = True
+        self.packed = False  # for the clock: whether the LSTM is handed packed sequences, with equal results
+        self.fast = True  # for the clock: whether evaluation uses the table and the single steps
         self._derived = DerivedTensors()
         self.embedding = nn.Embedding(vocab_size, EMBEDDING, padding_idx=0)
         self.lstm = nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
@@ -124,8 +112,8 @@ class PrunedLstmClassifier(nn.Module):
         labels: Tensor | None = None,
         teacher_scores: dict[str, Tensor] | None = None,
     ) -> LstmOutput:
-        """ids, second_ids (B, T): words of the first and, for pairs, of the second sentence; masks (B, T) bool,
-        True at words, padding on the right; labels (B,); teacher_scores: "first", "second" → (B, T)."""
+        """ids, second_ids (B, T): words of the first and, for pairs, the second sentence; masks (B, T) bool;
+        padding on the right; labels (B,); teacher_scores: "first", "second" → (B, T)."""
         scores = teacher_scores or {}
         sentences = [self._read(ids, mask, scores.get("first"))]
         if second_ids is not None and second_mask is not None:
@@ -162,13 +150,11 @@ class PrunedLstmClassifier(nn.Module):
         if not any(tokens.lengths):
             return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens, None
         if self.pruner is not None:
-            rate = self.rate
-            if self.training and self.training_rate is not None:
-                rate = self.training_rate
+            drawn = self.training_rate if self.training else None
+            rate = self.rate if drawn is None else drawn
             if is_student and fast:
                 scores = self._score_from_table(tokens)
-                lengths = self.pruner.lengths(scores, tokens, rate)
-                tokens = tokens.keep(scores, lengths, keep_first=False)
+                tokens = tokens.keep(scores, self.pruner.lengths(scores, tokens, rate), keep_first=False)
             else:
                 tokens, loss = methods.prune(
                     self.pruner, tokens, rate, keep_first=False, teacher_scores=teacher_scores
@@ -190,24 +176,19 @@ class PrunedLstmClassifier(nn.Module):
             return student.score_words(words, table)
 
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """The maximum over time (B, H) of the LSTM's states.
-
-        Args:
-            states: (B, T, E).
-            mask: (B, T) bool, True at words; None where there is no padding.
-        """
+        """The maximum over time (B, H) of the LSTM's states. states: (B, T, E); mask: (B, T) bool, True at
+        words, None where there is no padding."""
         if self.packed and mask is not None:
             lengths = mask.sum(dim=1).cpu().clamp(min=1)
             packed = pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
-            outputs, _ = pad_packed_sequence(
-                self.lstm(packed)[0], batch_first=True, total_length=mask.shape[1]
-            )
+            read, _ = self.lstm(packed)
+            outputs, _ = pad_packed_sequence(read, batch_first=True, total_length=mask.shape[1])
         else:
             outputs, _ = self.lstm(states)  # (B, T, H)
-        if mask is not None:
-            outputs = outputs.masked_fill(~mask[..., None], -torch.inf)
-            return outputs.amax(dim=1).masked_fill(~mask.any(dim=1, keepdim=True), 0)
-        return outputs.amax(dim=1)
+        if mask is None:
+            return outputs.amax(dim=1)
+        outputs = outputs.masked_fill(~mask[..., None], -torch.inf)
+        return outputs.amax(dim=1).masked_fill(~mask.any(dim=1, keepdim=True), 0)
 
     def train(self, mode: bool = True) -> "PrunedLstmClassifier":
         self._derived.clear()  # a change through `.data` is not noticed otherwise

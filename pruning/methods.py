@@ -10,29 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.pruners import (
-    ColumnMeanPruner,
-    FrequencyPruner,
-    HeadPruner,
-    Pruner,
-    PrunerConfig,
-    RandomPruner,
-    StudentPruner,
-    TailPruner,
-    TeacherPruner,
-    ThresholdPruner,
-)
+from pruning import pruners
+from pruning.pruners import Pruner, PrunerConfig, StudentPruner, TeacherPruner, ThresholdPruner
 from pruning.selection import TokenFusion, Tokens
 from pruning.teachers import BERT_TEACHERS, LSTM_TEACHERS
 
 STUDENT = " student"
 PRUNERS: dict[str, Callable[[PrunerConfig], Pruner]] = {
-    "random": RandomPruner,
-    "head": HeadPruner,
-    "tail": TailPruner,
-    "frequency": FrequencyPruner,
-    "column mean": ColumnMeanPruner,
-    "column mean threshold": ThresholdPruner,
+    "random": pruners.RandomPruner,
+    "head": pruners.HeadPruner,
+    "tail": pruners.TailPruner,
+    "frequency": pruners.FrequencyPruner,
+    "column mean": pruners.ColumnMeanPruner,
+    "column mean threshold": pruners.ThresholdPruner,
 }
 NEED_ATTENTION = ("column mean", "column mean threshold")  # not before an LSTM
 
@@ -61,9 +51,8 @@ def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
     """BERT's methods, one for each layer. Raises ValueError for a wrong length or an unknown name."""
     by_layer = [methods] * layers if isinstance(methods, str) else list(methods)
     if len(by_layer) != layers:
-        raise ValueError(
-            f"a list of pruning methods needs one for each of the {layers} layers, not {len(by_layer)}"
-        )
+        wanted = f"one for each of the {layers} layers"
+        raise ValueError(f"a list of pruning methods needs {wanted}, not {len(by_layer)}")
     for method in by_layer:
         if method not in BERT_METHODS:
             raise ValueError(f"unknown pruning method {method!r}; BERT knows: {', '.join(BERT_METHODS)}")
@@ -93,10 +82,9 @@ def prune(
     """Scores, chooses, gathers: the tokens that stay and, in training, the loss of a student.
 
     Args:
-        layer: see `Pruner.score`.
+        layer, keep_first, fusion: see `Pruner.score` and `Tokens.keep`.
         teacher_scores: (B, T₀) of the whole sentences, by position; teachers always need them, students
             while they train.
-        keep_first, fusion: see `Tokens.keep`.
     """
     aligned = None if teacher_scores is None else teacher_scores.gather(1, tokens.positions)
     scores = pruner.score(tokens, layer, aligned)
@@ -105,8 +93,7 @@ def prune(
         # nothing is to be learned of a first token that stays in any case
         ranked = tokens.mask & (tokens.positions > 0) if keep_first else tokens.mask
         loss = pruner.loss(scores, aligned, ranked)
-    lengths = pruner.lengths(scores, tokens, rate)
-    return tokens.keep(scores, lengths, keep_first, fusion), loss
+    return tokens.keep(scores, pruner.lengths(scores, tokens, rate), keep_first, fusion), loss
 
 
 def set_frequencies(model: nn.Module, counts: Tensor) -> None:
@@ -120,8 +107,7 @@ def set_frequencies(model: nn.Module, counts: Tensor) -> None:
 def calibrate(model: nn.Module, make_batch: Callable[[], dict[str, Tensor]]) -> None:
     """Sets thresholds to what removes as many tokens of a batch, of many examples drawn at random, as the
     schedule would. Leaves the model in evaluation mode."""
-    model.eval()
-    thresholds = [module for module in model.modules() if isinstance(module, ThresholdPruner)]
+    thresholds = [module for module in model.eval().modules() if isinstance(module, ThresholdPruner)]
     for pruner in thresholds:
         pruner.train()
     if thresholds:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from scipy import stats
@@ -24,13 +25,9 @@ def _correlation(correlate: Callable) -> Callable[[np.ndarray, np.ndarray], floa
     return metric
 
 
-def _f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return float(sklearn_metrics.f1_score(labels, predictions, zero_division=0))
-
-
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": sklearn_metrics.accuracy_score,
-    "f1": _f1,
+    "f1": partial(sklearn_metrics.f1_score, zero_division=0),
     "matthews": sklearn_metrics.matthews_corrcoef,
     "pearson": _correlation(stats.pearsonr),
     "spearman": _correlation(stats.spearmanr),
@@ -67,8 +64,7 @@ def paired_differences(
         labels: of the N examples.
         pairs: for each seed the N predictions of the one model and of the other.
 
-    Returns:
-        (draws,) the one's metric less the other's, each the mean over the seeds drawn.
+    Returns (draws,), the one's metric less the other's, each the mean over the seeds drawn.
     """
     rng = np.random.default_rng(seed)
     true, metric = np.asarray(labels), METRICS[task.metrics[0]]
@@ -85,22 +81,17 @@ def paired_differences(
 def evaluate_by_length(
     task: Task, labels: Sequence[float], predictions: Sequence[float], lengths: Tensor
 ) -> list[dict[str, float | None]]:
-    """The primary metric in each fifth of the examples, from the shortest to the longest.
-
-    Returns five dictionaries: shortest, longest (tokens), examples, and the metric.
-    """
-    true, predicted = np.asarray(labels), np.asarray(predictions)
-    name = task.metrics[0]
-    rows = []
-    for part in np.array_split(lengths.argsort(stable=True).numpy(), QUINTILES):
-        if len(part) == 0:
-            continue
-        rows.append(
-            {
-                "shortest": int(lengths[part[0]]),
-                "longest": int(lengths[part[-1]]),
-                "examples": len(part),
-                name: _metric(name, true[part], predicted[part]),
-            }
-        )
-    return rows
+    """The primary metric in each fifth of the examples, from the shortest to the longest: five dictionaries
+    of shortest, longest (tokens), examples, and the metric."""
+    true, predicted, name = np.asarray(labels), np.asarray(predictions), task.metrics[0]
+    parts = np.array_split(lengths.argsort(stable=True).numpy(), QUINTILES)
+    return [
+        {
+            "shortest": int(lengths[part[0]]),
+            "longest": int(lengths[part[-1]]),
+            "examples": len(part),
+            name: _metric(name, true[part], predicted[part]),
+        }
+        for part in parts
+        if len(part) > 0
+    ]

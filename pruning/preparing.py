@@ -1,11 +1,10 @@
-"""What the three Prepare scripts share: the settings' check, which caches are due, what is printed."""
+"""What the three Prepare scripts share: the check of a setting, the caches that are due, what is printed."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pruning import caches, tasks
 from pruning.batches import Examples
@@ -22,21 +21,24 @@ def check_number(script: str, name: str, value: Any, least: int, most: int | Non
         raise UserError(f"{name} in {script} is {value!r}; it must be a whole number {wanted}")
 
 
-def due(
-    all_tasks: Iterable[Task], model: str, settings: dict[str, Any], sources: Sequence[Path] = ()
-) -> Iterator[tuple[Task, dict[str, str]]]:
-    """The tasks whose data is there and whose cache is not up to date.
+def prepare(
+    model: str,
+    all_tasks: Iterable[Task],
+    settings: dict[str, Any],
+    reader: Callable[[Task, Path], Rows],
+    encode: Callable[[dict[str, Rows]], tuple[list[str], Mapping[str, Examples]]],
+    sources: Sequence[Path] = (),
+) -> None:
+    """Writes the cache of every task whose data is there and whose cache is not up to date.
 
     Args:
         model: "bert" or "lstm".
         settings: what the script was told; kept in the cache.
+        encode: split → rows, to the vocabulary and split → examples.
         sources: files beside the data that the cache depends on (a vocabulary).
 
-    Yields:
-        Each task and the fingerprints of the files that its cache is made from.
-
     Raises:
-        UserError: if no data is there, or a file cannot be read.
+        UserError: if no data is there, a file cannot be read, or training rows are of one class only.
     """
     for task in tasks.available(all_tasks):
         path = caches.path_of(model, task.name)
@@ -46,18 +48,35 @@ def due(
             raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
         if caches.is_current(path, settings, fingerprints):
             print(f"{task.name}: {path} is up to date, nothing to do")
-        else:
-            yield task, fingerprints
+            continue
+        vocabulary, examples = encode(read(task, reader))
+        ids = torch.cat([sentence.flat for sentence in examples["train"].sentences()])
+        cache = {
+            "task": task.name,
+            "model": model,
+            "settings": settings,
+            "fingerprints": fingerprints,
+            "sample": caches.SAMPLE_MARK.is_file(),
+            "vocabulary": vocabulary,
+            "counts": ids.bincount(minlength=len(vocabulary)),
+            "splits": {split: part.to_columns() for split, part in examples.items()},
+        }
+        caches.save(path, cache)
+        report(task, examples, vocabulary)
+        print(f"{task.name}: written to {path} ({path.stat().st_size / 1e6:.1f} MB)\n")
 
 
 def read(task: Task, reader: Callable[[Task, Path], Rows]) -> dict[str, Rows]:
-    """Split → rows, with a report of how many each file gave and which were broken.
-
-    Raises:
-        UserError: for a file that cannot be read, or training rows of one class only.
-    """
-    rows = {split: reader(task, path) for split, path in task.paths().items()}
-    report_rows(task, rows)
+    """Split → rows; prints how many each file gave, and its broken ones with their line numbers."""
+    rows = {}
+    for split, path in task.paths().items():
+        rows[split] = reader(task, path)
+        broken = rows[split].broken
+        print(f"{task.name}: {path}: {len(rows[split]):,} rows, {len(broken):,} broken and skipped")
+        for line, why in broken[:SHOWN_BROKEN]:
+            print(f"    line {line}: {why}")
+        if len(broken) > SHOWN_BROKEN:
+            print(f"    and {len(broken) - SHOWN_BROKEN} more")
     labels = set(rows["train"].labels)
     if len(labels) == 1 and not task.is_regression:
         name = task.label_name(labels.pop())
@@ -65,49 +84,7 @@ def read(task: Task, reader: Callable[[Task, Path], Rows]) -> dict[str, Rows]:
     return rows
 
 
-def save(
-    task: Task,
-    model: str,
-    settings: dict[str, Any],
-    fingerprints: dict[str, str],
-    vocabulary: list[str],
-    examples: Mapping[str, Examples],
-) -> None:
-    """Writes the cache of a task and prints what is in it."""
-    path = caches.path_of(model, task.name)
-    cache = {
-        "task": task.name,
-        "model": model,
-        "settings": settings,
-        "fingerprints": fingerprints,
-        "sample": caches.SAMPLE_MARK.is_file(),
-        "vocabulary": vocabulary,
-        "counts": count_words(examples["train"], len(vocabulary)),
-        "splits": {split: part.to_columns() for split, part in examples.items()},
-    }
-    caches.save(path, cache)
-    report_examples(task, examples, vocabulary)
-    print(f"{task.name}: written to {path} ({path.stat().st_size / 1e6:.1f} MB)\n")
-
-
-def count_words(examples: Examples, vocabulary_size: int) -> Tensor:
-    """(V,) int64, how often each id stands in these examples."""
-    ids = torch.cat([sentence.flat for sentence in examples.sentences()])
-    return ids.bincount(minlength=vocabulary_size)
-
-
-def report_rows(task: Task, rows: dict[str, Rows]) -> None:
-    """Prints how many rows each file gave, and its broken ones with their line numbers."""
-    for split, part in rows.items():
-        path = task.paths()[split]
-        print(f"{task.name}: {path}: {len(part):,} rows, {len(part.broken):,} broken and skipped")
-        for line, why in part.broken[:SHOWN_BROKEN]:
-            print(f"    line {line}: {why}")
-        if len(part.broken) > SHOWN_BROKEN:
-            print(f"    and {len(part.broken) - SHOWN_BROKEN} more")
-
-
-def report_examples(task: Task, examples: Mapping[str, Examples], vocabulary: list[str]) -> None:
+def report(task: Task, examples: Mapping[str, Examples], vocabulary: list[str]) -> None:
     """Prints lengths, the share of each class, and three examples decoded from their ids."""
     for split, part in examples.items():
         lengths = part.lengths.float()

@@ -25,14 +25,8 @@ from pruning.selection import Tokens, count_kept, positions_of
 
 @dataclass(frozen=True)
 class PrunerConfig:
-    """What a pruner may know when it is built.
-
-    Attributes:
-        layer: the number of the layer before which it stands.
-        hidden_size, vocab_size: of the model.
-        seed: of the `random` pruner.
-        student_width, student_context: see `StudentPruner`.
-    """
+    """What a pruner may know when it is built: the number of the layer before which it stands, the sizes of
+    the model, the seed of `random`, the sizes of a student."""
 
     layer: int
     hidden_size: int
@@ -43,24 +37,16 @@ class PrunerConfig:
 
 
 class Pruner(nn.Module):
-    """What a model asks of a pruner.
+    """What a model asks of a pruner."""
 
-    Attributes:
-        zero_at_start: names of tensors that a fresh pruner has at 0 (`from_pretrained` sets them).
-    """
-
-    zero_at_start: tuple[str, ...] = ()
+    zero_at_start: tuple[str, ...] = ()  # tensors that a fresh pruner has at 0 (`from_pretrained` sets them)
 
     def __init__(self, config: PrunerConfig):
         super().__init__()
 
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
-        """(B, T) floats, higher = kept; anything at padding.
-
-        Args:
-            layer: the BertLayer that is next; None before an LSTM.
-            teacher_scores: (B, T) of these tokens.
-        """
+        """(B, T) floats, higher = kept; anything at padding. layer: the BertLayer that is next, None before
+        an LSTM; teacher_scores: (B, T) of these tokens."""
         raise TypeError(f"{type(self).__name__} does not score tokens")
 
     def lengths(self, scores: Tensor, tokens: Tokens, rate: float) -> list[int]:
@@ -98,8 +84,7 @@ def _mix(x: Tensor) -> Tensor:
 
 def example_keys(ids: Tensor, mask: Tensor) -> Tensor:
     """(B,) a hash of each example's real tokens (B, T) and their positions: the same in any batch."""
-    positions = positions_of(mask)
-    return (_mix(ids * 1_000_003 + positions + 1) * mask).sum(dim=1)
+    return (_mix(ids * 1_000_003 + positions_of(mask) + 1) * mask).sum(dim=1)
 
 
 class RandomPruner(Pruner):
@@ -115,8 +100,7 @@ class RandomPruner(Pruner):
             return torch.rand(tokens.mask.shape, device=tokens.mask.device)
         if tokens.whole is None:
             raise ValueError("the pruner 'random' needs input_ids, not inputs_embeds")
-        keys = example_keys(*tokens.whole)
-        mixed = _mix(_mix(keys + self.salt)[:, None] + tokens.positions)
+        mixed = _mix(_mix(example_keys(*tokens.whole) + self.salt)[:, None] + tokens.positions)
         return (mixed & 0xFFFFFF).float() / 2**24  # 24 bits: every value is exact in fp32
 
 
@@ -254,14 +238,8 @@ class StudentPruner(Pruner):
         return ranking_loss(scores, teacher_scores, ranked)
 
     def fold(self, embeddings: Tensor) -> Tensor:
-        """What each word adds to the inner layer of the tokens around it.
-
-        Args:
-            embeddings: (V, H), 0 for the padding word 0.
-
-        Returns:
-            (V, context, width): for a token, for itself if context is 1; bias included at the token's own.
-        """
+        """What each word adds to the inner layer of the tokens around it: (V, context, width), bias included
+        at the token's own place. embeddings: (V, H), 0 for the padding word 0."""
         weight = self.inner.weight.unflatten(1, (embeddings.shape[1], self.context))  # (width, H, context)
         table = torch.einsum("vh,whc->vcw", embeddings.to(weight.dtype), weight)
         table[:, self.context // 2] += self.inner.bias

@@ -23,21 +23,19 @@ csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, would break 
 def read_lines(path: Path) -> list[str]:
     """The lines of a file in UTF-8, with or without a byte order mark, as far as the last that is not blank.
 
-    Raises:
-        UserError: for a file that cannot be read, is empty, or holds bytes that are no UTF-8 text.
+    Raises UserError for a file that cannot be read, is empty, or holds bytes that are no UTF-8 text.
     """
     try:
         data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+        place, why = data.find(b"\0"), "a zero byte; is it UTF-16?"
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text (a zero byte; is it UTF-16?)")
+        place, why = error.start, error.reason
+    if place >= 0:
+        line = data.count(b"\n", 0, place) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text ({why})")
     lines = text.replace("\r\n", "\n").split("\n")  # not splitlines: it also breaks at U+2028 and form feeds
     while lines and not lines[-1].strip():
         lines.pop()
@@ -56,15 +54,12 @@ def collect_rows(
     """Splits rows into good ones and broken ones.
 
     Broken are a row that could not be split into fields, a wrong number of fields, an unknown label, an
-    empty sentence.
+    empty sentence. Raises UserError, with the first line, if there are no rows or more than 1% are broken.
 
     Args:
         rows: line number and fields, or what is wrong with the line.
         fields: how many fields a good row has.
         choose: fields → the label and the sentence(s).
-
-    Raises:
-        UserError: if there are no rows, or more than 1% are broken; it names the file and the first line.
     """
     result = Rows([], None if task.second is None else [], [], [])
     for line, row in rows:
@@ -98,8 +93,7 @@ def collect_rows(
 def read_tsv(task: Task, path: Path) -> Rows:
     """Reads a GLUE file: tab-separated, no quoting (a quote is a character like any other).
 
-    Raises:
-        UserError: see `read_lines` and `collect_rows`; and for a header without the task's columns.
+    Raises UserError as `read_lines` and `collect_rows` do, and for a header without the task's columns.
     """
     rows = [(number, line.split("\t")) for number, line in enumerate(read_lines(path), start=1)]
     columns: list[Any] = [column for column in (task.label, task.first, task.second) if column is not None]
@@ -118,8 +112,7 @@ def read_tsv(task: Task, path: Path) -> Rows:
 def read_agnews(task: Task, path: Path) -> Rows:
     """Reads "class","title","description"; the text is title and description, one of which may be empty.
 
-    Raises:
-        UserError: see `read_lines` and `collect_rows`.
+    Raises UserError as `read_lines` and `collect_rows` do.
     """
 
     def choose(row: list[str]) -> list[str]:

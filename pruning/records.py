@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pruning.caches import whole_file
 
 RECORDS = Path("records")
@@ -49,24 +51,20 @@ def folder_of(model: str, key_fields: dict[str, Any]) -> Path:
 
 def header(device: str, precision: str, wall_seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
     """What every record says of its making."""
+    environment = {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "git_commit": git_commit(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     return {
         "device": device,
         "processor": processor(),
         "precision": precision,
         "wall_seconds": round(wall_seconds, 1),
         "settings": settings,
-        "environment": environment(),
-    }
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit."""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "git_commit": git_commit(),
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment,
     }
 
 
@@ -97,8 +95,7 @@ def git_commit() -> str | None:
 
 def write(path: Path, record: dict[str, Any]) -> None:
     """Writes a record, whole or not at all. Raises ValueError for NaN or infinity: they are no JSON."""
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    write_text(path, text)
+    write_text(path, json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -133,10 +130,8 @@ def read_all(model: str) -> list[dict[str, Any]]:
 
 
 def mean_sd(values: list[float], scale: float = 1.0, digits: int = 1, sign: str = "") -> str:
-    mean = f"{scale * statistics.mean(values):{sign}.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
+    spread = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * statistics.mean(values):{sign}.{digits}f}{spread}"
 
 
 def _groups(all_records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -162,24 +157,17 @@ def summary_rows(all_records: list[dict[str, Any]]) -> list[list[str]]:
         for split in first["splits"]:
             metric = next(iter(first["splits"][split]["metrics"]))
             values = [r["splits"][split]["metrics"][metric] for r in group]
-            baselines = [dense[r["dense_key"]]["splits"][split]["metrics"][metric]
-                         for r in group if r["dense_key"] in dense]  # fmt: skip
-            defined = None not in values and None not in baselines
-            changes = [v - b for v, b in zip(values, baselines, strict=False)] if defined else []
+            starts = [dense[r["dense_key"]] for r in group if r["dense_key"] in dense]
+            baselines = [r["splits"][split]["metrics"][metric] for r in starts]
+            compared = len(baselines) == len(group) and None not in (*values, *baselines)
+            changes = np.subtract(values, baselines).tolist() if compared else []
             kept = [r["splits"][split]["token_layers_kept"] for r in group]
-            rows.append(
-                [
-                    first["task"] + ("" if split == "dev" else f" ({split})"),
-                    first["method"],
-                    first["pruning"],
-                    str(len(group)),
-                    metric,
-                    "–" if None in values else mean_sd(values, 100),
-                    mean_sd(changes, 100, sign="+") if len(changes) == len(group) else "",
-                    "" if None in kept else f"{100 * statistics.mean(kept):.0f}%",
-                    *_speed_cells(group),
-                ]
-            )
+            task = first["task"] + ("" if split == "dev" else f" ({split})")
+            value = "–" if None in values else mean_sd(values, 100)
+            change = mean_sd(changes, 100, sign="+") if changes else ""
+            share = "" if None in kept else f"{100 * statistics.mean(kept):.0f}%"
+            line = [task, first["method"], first["pruning"], str(len(group)), metric, value, change, share]
+            rows.append(line + _speed_cells(group))
     return rows
 
 
@@ -188,27 +176,15 @@ def _speed_cells(group: list[dict[str, Any]]) -> list[str]:
     timings = [r["timings"] for r in group if r["timings"] and "pruned" in r["timings"]]
     if not timings:
         return [group[0]["untimed"], "", ""]
-    pruned = [timing["pruned"] for timing in timings]
+    speed = statistics.mean(timing["pruned"]["examples_per_second"] for timing in timings)
+    fair = [timing["pruned"]["speedup"] for timing in timings]
     padded = [timing["pruned"]["speedup"] / timing["dense, padded to 128"]["speedup"] for timing in timings]
-    return [
-        f"{statistics.mean(row['examples_per_second'] for row in pruned):,.0f}",
-        f"× {statistics.mean(row['speedup'] for row in pruned):.2f}",
-        f"× {statistics.mean(padded):.2f}",
-    ]
+    return [f"{speed:,.0f}", f"× {statistics.mean(fair):.2f}", f"× {statistics.mean(padded):.2f}"]
 
 
 HEADER = [
-    "task",
-    "method",
-    "pruning",
-    "seeds",
-    "metric",
-    "value",
-    "against dense",
-    "token-layers kept",
-    "examples/s",
-    "speed-up",
-    "(vs padded)",
+    *("task", "method", "pruning", "seeds", "metric", "value", "against dense", "token-layers kept"),
+    *("examples/s", "speed-up", "(vs padded)"),
 ]
 LEGEND = (
     "Metrics × 100 on the dev set; ± is the standard deviation over seeds. "
@@ -221,24 +197,20 @@ LEGEND = (
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown, its columns aligned so that it is one in a terminal too."""
-    table = [header, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in table
+        for row in [header, *rows]
     ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def write_summary(model: str) -> None:
     """Writes records/<model>/summary.md from all records there."""
     all_records = read_all(model)
-    sample = (
-        "**Sample data: these figures say that everything works, nothing more.**\n\n"
-        if any(r["sample"] for r in all_records)
-        else ""
-    )
+    warning = "**Sample data: these figures say that everything works, nothing more.**\n\n"
+    sample = warning if any(r["sample"] for r in all_records) else ""
     table = markdown(HEADER, summary_rows(all_records))
     write_text(RECORDS / model / "summary.md", f"# records/{model}\n\n{sample}{table}\n\n{LEGEND}\n")
 

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning import devices, lstm, metrics, pages, plots, records, timing, training
+from pruning import batches, devices, lstm, metrics, pages, plots, records, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError
 from pruning.grid import Experiment, Method, Trained, claim, methods_of
 from pruning.methods import is_teacher
 from pruning.records import BAG_OF_WORDS, DENSE
+from pruning.timing import Variant
 from pruning.training import TrainingSet
 
 Evaluation = dict[str, Any]
+SINGLES = 8  # examples that are timed one by one
 
 
 def is_upper_bound(method: Method) -> bool:
@@ -29,34 +31,29 @@ def is_upper_bound(method: Method) -> bool:
 
 def evaluate(experiment: Experiment, trained: Trained) -> dict[str, Evaluation]:
     """The model's answers to every dev split, in fp32: split → see `evaluation`."""
+    splits = {name: experiment.data.splits[name] for name in experiment.data.task.dev_splits}
     return {
-        split: evaluate_on(experiment, trained.model, _test_set(experiment, trained.method, split))
-        for split in experiment.data.task.dev_splits
+        name: evaluate_on(experiment, trained.model, _test_set(experiment, trained.method, examples))
+        for name, examples in splits.items()
     }
 
 
 def evaluate_on(experiment: Experiment, model: Any, data: TrainingSet) -> Evaluation:
     """A model's answers, their metrics, and the token-layers that they cost. Raises UserError for NaN."""
     batch_size, device = experiment.settings.evaluation_batch_size, experiment.accelerator.device
-    answers = training.predict(model, data, batch_size=batch_size, device=device)
-    task, lengths = experiment.data.task, data.examples.lengths
-    if not answers.logits.isfinite().all():
+    logits, kept = training.predict(model, data, batch_size=batch_size, device=device)
+    task = experiment.data.task
+    if not logits.isfinite().all():
         raise UserError(f"{task.name}: the model's answers are no numbers; a lower learning rate may help")
-    kept = answers.kept
     if kept is None:
-        kept = lengths[:, None].expand(-1, experiment.models.layers)
-    predictions = metrics.predictions_of(task, answers.logits)
-    return evaluation(experiment, data.examples, predictions, kept)
+        kept = data.examples.lengths[:, None].expand(-1, experiment.models.layers)
+    return evaluation(experiment, data.examples, metrics.predictions_of(task, logits), kept)
 
 
 def evaluation(
     experiment: Experiment, examples: Examples, predictions: list[float], kept: Tensor | None
 ) -> Evaluation:
-    """Metrics and token-layers of one split.
-
-    Args:
-        kept: (N, L) tokens that each layer processed, None where tokens do not count.
-    """
+    """Metrics and token-layers of one split. kept: (N, L) tokens that each layer processed, or None."""
     task, labels = experiment.data.task, examples.labels.tolist()
     dense = int(examples.lengths.sum()) * experiment.models.layers
     return {
@@ -71,11 +68,8 @@ def evaluation(
     }
 
 
-def _test_set(experiment: Experiment, method: Method, split: str, rows: Tensor | None = None) -> TrainingSet:
-    """A dev split, or some rows of it; with scores where a teacher prunes. Labels are not looked at."""
-    examples = experiment.data.splits[split]
-    if rows is not None:
-        examples = examples.take(rows)
+def _test_set(experiment: Experiment, method: Method, examples: Examples) -> TrainingSet:
+    """Examples of a dev split, with scores where a teacher prunes. Labels are not looked at."""
     scores = experiment.teacher_scores(method, examples) if is_upper_bound(method) else None
     return TrainingSet(examples, scores)
 
@@ -83,31 +77,52 @@ def _test_set(experiment: Experiment, method: Method, split: str, rows: Tensor |
 # --- Speed -----------------------------------------------------------------------------------
 
 
+def even_rows(examples: Examples, count: int) -> Tensor:
+    """At most `count` rows at even distances."""
+    return torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()
+
+
 def timing_subset(examples: Examples, count: int) -> Examples:
-    """The fixed subset that is timed: examples at even distances."""
-    rows = torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()
-    return examples.take(rows)
+    """The fixed subset that is timed."""
+    return examples.take(even_rows(examples, count))
 
 
 def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any] | None:
-    """The model and the dense variants in turns, see `timing.time_models`; None for an upper bound."""
+    """The model and the dense variants in turns, on the same examples of the dev set, all with weights of
+    the training's precision.
+
+    Returns:
+        As `timing.measure`, of length-sorted batches, and latency_ms (of one example alone, median); None for
+        an upper bound.
+    """
     if is_upper_bound(trained.method):
         return None
+    settings, device = experiment.settings, experiment.accelerator.device
     models = experiment.models.dense_variants(experiment.dense())
     if trained.method != DENSE:
         models["pruned"] = trained.model
-    settings = experiment.settings
-    return timing.time_models(
-        models,
-        experiment.models.flops_of,
-        timing_subset(experiment.data.splits["dev"], settings.timing_examples),
-        batch_size=settings.evaluation_batch_size,
-        fair=[name for name in records.FAIR if name in models],
-        dense="dense, ours",
-        device=experiment.accelerator.device,
-        dtype=torch.bfloat16 if devices.precision_name(experiment.accelerator) == "bf16" else torch.float32,
-        passes=settings.timing_passes,
-    )
+    fair = [name for name in records.FAIR if name in models]
+    dtype = torch.bfloat16 if devices.precision_name(experiment.accelerator) == "bf16" else torch.float32
+    timed = {id(model): timing.with_weights(model, device, dtype) for model in models.values()}
+    examples = timing_subset(experiment.data.splits["dev"], settings.timing_examples)
+
+    def variant(name: str, groups: Sequence[Tensor]) -> Variant:
+        model, width = timed[id(models[name])], None
+        if "padded" in name:  # at least to the longest sentence; all others as wide as a batch needs
+            width = max(timing.PADDED, *(int(part.lengths.max()) for part in examples.sentences()))
+        inputs = [batches.to_device(examples.batch(rows, width), device) for rows in groups]
+        flops = sum(experiment.models.flops_of[name](model, batch) for batch in inputs)
+        return Variant(lambda: [model(**batch).logits for batch in inputs], sum(map(len, groups)), flops)
+
+    def measured(groups: Sequence[Tensor]) -> dict[str, dict[str, Any]]:
+        variants = {name: variant(name, groups) for name in models}
+        return timing.measure(
+            variants, fair=fair, dense="dense, ours", device=device, passes=settings.timing_passes
+        )
+
+    rows = measured(batches.sorted_batches(examples.lengths, settings.evaluation_batch_size))
+    singles = measured(even_rows(examples, SINGLES).split(1))
+    return {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
 
 
 # --- The record ------------------------------------------------------------------------------
@@ -124,10 +139,8 @@ def record(
         return
     task, fields = experiment.data.task.name, experiment.key_fields_of(trained.method)
     pruning = experiment.models.pruning_text if trained.method not in (DENSE, BAG_OF_WORDS) else ""
-    folder = experiment.folder_of(trained.method)
-    device = devices.device_name(experiment.accelerator.device)
-    precision = devices.precision_name(experiment.accelerator)
-    seconds = time.time() - trained.started
+    accelerator, seconds = experiment.accelerator, time.time() - trained.started
+    device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)
     content = {
         "key": records.key_of(fields),
         "dense_key": None if trained.method == DENSE else records.key_of(experiment.key_fields),
@@ -147,13 +160,13 @@ def record(
         "pruned_layers": experiment.models.pruned_layers if pruning else [],
         "shown": _shown(experiment, trained, evaluations["dev"]["predictions"]) if trained.model else [],
     }
+    folder = experiment.folder_of(trained.method)
     if content["shown"]:
         records.write_text(folder / records.PAGE, pages.sentence_page(content))
     records.write(folder / records.RECORD, content)  # last: a run with a record is finished
     dev = evaluations["dev"]
     values = [f"{name} {'–' if v is None else f'{100 * v:.1f}'}" for name, v in dev["metrics"].items()]
-    share = dev["token_layers_kept"]
-    kept = "" if share is None else f"; token-layers {share:.0%}"
+    kept = "" if dev["token_layers_kept"] is None else f"; token-layers {dev['token_layers_kept']:.0%}"
     print(f"{task}, {fields['method']}, seed {fields['seed']}: {', '.join(values)}{kept}", flush=True)
     records.write_summary(experiment.models.name)
 
@@ -161,24 +174,22 @@ def record(
 @torch.no_grad()
 def _shown(experiment: Experiment, trained: Trained, predictions: Sequence[float]) -> list[dict[str, Any]]:
     """The first examples of the dev set, with what was dropped of them."""
-    task, data = experiment.data.task, experiment.data
-    rows = torch.arange(min(experiment.settings.shown_examples, len(data.splits["dev"])))
+    task, dev = experiment.data.task, experiment.data.splits["dev"]
+    rows = torch.arange(min(experiment.settings.shown_examples, len(dev)))
     if len(rows) == 0:
         return []
-    inputs = _test_set(experiment, trained.method, "dev", rows)
+    inputs = _test_set(experiment, trained.method, dev.take(rows))
     kept = trained.model(**inputs.batch(rows, experiment.accelerator.device)).kept
-    shown = []
-    for row in rows.tolist():
-        label, answer = float(inputs.examples.labels[row]), predictions[row]
-        shown.append(
-            {
-                "sentences": experiment.models.sentences(inputs.examples, row, kept),
-                "label": task.label_name(label),
-                "answer": f"{answer:.2f}" if task.is_regression else task.label_name(answer),
-                "right": abs(label - answer) < (1.0 if task.is_regression else 0.5),
-            }
-        )
-    return shown
+    pairs = zip(inputs.examples.labels.tolist(), predictions, strict=False)
+    return [
+        {
+            "sentences": experiment.models.sentences(inputs.examples, row, kept),
+            "label": task.label_name(label),
+            "answer": f"{answer:.2f}" if task.is_regression else task.label_name(answer),
+            "right": abs(label - answer) < (1.0 if task.is_regression else 0.5),
+        }
+        for row, (label, answer) in enumerate(pairs)
+    ]
 
 
 def record_bag_of_words(experiment: Experiment) -> None:
@@ -189,10 +200,9 @@ def record_bag_of_words(experiment: Experiment) -> None:
     with claim(experiment, BAG_OF_WORDS, wait=True):
         if records.read(experiment.folder_of(BAG_OF_WORDS)) is not None:
             return
-        answers = lstm.bag_of_words(data, experiment.train_examples)
+        answers = lstm.bag_of_words(data, experiment.train_examples).items()
         evaluations = {
-            split: evaluation(experiment, data.splits[split], predictions, None)
-            for split, predictions in answers.items()
+            name: evaluation(experiment, data.splits[name], found, None) for name, found in answers
         }
         record(experiment, trained, evaluations, None)
 
@@ -207,6 +217,6 @@ def summarize(experiments: Sequence[Experiment]) -> None:
     all_records = records.read_all(model)
     for task in dict.fromkeys(experiment.data.task.name for experiment in experiments):
         plots.write_plots(model, task, [r for r in all_records if r["task"] == task])
-    runs = [(experiment, method) for experiment in experiments for method in methods_of(experiment)]
+    runs = [(e, method) for e in experiments for method in (BAG_OF_WORDS, *methods_of(e))]
     keys = {records.key_of(experiment.key_fields_of(method)) for experiment, method in runs}
     records.print_table(model, keys)

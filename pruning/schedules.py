@@ -30,14 +30,8 @@ def token_layers(schedule: Sequence[float]) -> float:
 
 
 def resolve(schedule: str | Sequence[float], layers: int, kind: str) -> list[float]:
-    """The list that a setting stands for: itself, or the default of that name for so many layers.
-
-    Args:
-        kind: of the examples, "sentence" or "pair".
-
-    Raises:
-        ValueError: for an unknown name.
-    """
+    """The list that a setting stands for: itself, or the default of that name for so many layers and this
+    kind of examples, "sentence" or "pair". Raises ValueError for an unknown name."""
     if not isinstance(schedule, str):
         return list(schedule)
     check_name(schedule)
@@ -71,11 +65,8 @@ def draw(layers: int, share: float, rng: random.Random) -> list[float]:
 
 
 def shaped(weights: Sequence[float], share: float) -> list[float]:
-    """The schedule that keeps `share` of the token-layers, as near as HIGHEST_RATE allows.
-
-    Args:
-        weights: of each layer, how hard it prunes in relation to the others; equal ones have equal rates.
-    """
+    """The schedule that keeps `share` of the token-layers, as near as HIGHEST_RATE allows. weights: of each
+    layer, how hard it prunes in relation to the others; equal ones have equal rates."""
 
     def scaled(strength: float) -> list[float]:
         return [min(HIGHEST_RATE, 1 - 2 ** (-strength * weight)) for weight in weights]
@@ -90,15 +81,12 @@ def shaped(weights: Sequence[float], share: float) -> list[float]:
 def at_random(
     layers: int, shares: Sequence[float], ramp_share: float, seed: int
 ) -> Callable[[float], list[float]]:
-    """For a model that is to serve every schedule: a new one for every training step.
+    """For a model that is to serve every schedule: a new one for every training step (`rates_at` of
+    `training.train`).
 
     Args:
-        shares: the smallest and the largest share of the token-layers to keep; every share between them
-            is as likely.
+        shares: the smallest and the largest share of the token-layers to keep, all between as likely.
         ramp_share: of the training, in which these shares fall from 1 to where they are.
-
-    Returns:
-        `rates_at` of `training.train`.
     """
     rng = random.Random(seed)
 
@@ -110,11 +98,7 @@ def at_random(
 
 def rising(schedule: Sequence[float], ramp_share: float) -> Callable[[float], list[float]]:
     """For a model that is to serve this schedule: its rates rise from 0 in the first `ramp_share` of the
-    training.
-
-    Returns:
-        `rates_at` of `training.train`.
-    """
+    training (`rates_at` of `training.train`)."""
     return lambda progress: [_rise(progress, ramp_share) * rate for rate in schedule]
 
 

@@ -83,14 +83,10 @@ class Training(BaseModel):
 
 
 class GlueTasks(BaseModel):
-    """What a script on several tasks needs besides; see `task_names`."""
-
-    task_names: list[str] | None
+    task_names: list[str] | None  # see the function of this name
 
 
 class Timing(BaseModel):
-    """What every runner needs besides."""
-
     timing_examples: Count
     timing_passes: Count
     shown_examples: Whole
@@ -99,7 +95,7 @@ class Timing(BaseModel):
 class BertTraining(Training):
     """What the training of a pruned BERT needs besides."""
 
-    removed_tokens: Literal["fused", "gone"]
+    removed_tokens: Literal["fused", "readable", "gone"]
     fusion_learning_rate: LearningRate
     dropout: Dropout | None
     augmented_copies: Whole
@@ -129,13 +125,7 @@ S = TypeVar("S", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Block(Generic[S]):
-    """A script's settings block.
-
-    Attributes:
-        script: its file name.
-        kind: the settings of one task.
-        values: name → value, as they stand in the script.
-    """
+    """A script's settings block: its file name, the settings of one task, name → value as in the script."""
 
     script: str
     kind: type[S]
@@ -187,7 +177,6 @@ class Block(Generic[S]):
 
 
 def _short(value: Any) -> str:
-    """A value in at most one line."""
     return textwrap.shorten(repr(value), 200, placeholder=" …")
 
 
@@ -195,15 +184,12 @@ def task_names(names: Sequence[str] | None, known: Mapping[str, tasks.Task], scr
     """The tasks of a setting `task_names`; None: all. Raises UserError for another name, or none at all."""
     if names is None:
         return list(known)
+    place = f"task_names in {script}"
     if not isinstance(names, list) or not names:
-        raise UserError(
-            f"task_names in {script}: it should be a list of tasks, or None for all; it is {_short(names)}"
-        )
+        raise UserError(f"{place}: it should be a list of tasks, or None for all; it is {_short(names)}")
     for i, name in enumerate(names):
         if not isinstance(name, str) or name not in known:
-            raise UserError(
-                f"task_names in {script}: there is no task {_short(name)}; known are: {', '.join(known)}"
-            )
+            raise UserError(f"{place}: there is no task {_short(name)}; known are: {', '.join(known)}")
         if name in names[:i]:
-            raise UserError(f"task_names in {script} names {name} twice")
+            raise UserError(f"{place} names {name} twice")
     return names

@@ -14,35 +14,27 @@ HOW_TO_GET_DATA = (
     'Download the GLUE and AG News files as README says ("The manual, step by step") and unzip them '
     "into data/, one folder a task; or try everything on sample data first: make run"
 )
+SCORES = (0.0, 5.0)  # the lowest and the highest score of a regression
+_FILES = {"train": "train.tsv", "dev": "dev.tsv"}
 
 
 @dataclass(frozen=True)
 class Task:
     """One task.
 
-    Attributes:
-        name: as in `task_names` and in the cache's file name.
-        folder: under data/.
-        first, second, label: the columns that hold the sentence(s) and the answer; `second` is None
-            for single sentences. A name in the header, or a number where the file has no header.
-        classes: label in the file → name of the class, in the order of their numbers; empty for a
-            score (regression).
-        metrics: names in `metrics.METRICS`; the first is the one in tables.
-        files: split → file.
-        fields: fields in a row of a file without a header; otherwise the header tells.
-        score_range: the lowest and highest score, for a regression.
+    `first`, `second` and `label` are the columns that hold the sentence(s) and the answer: a name in the
+    header, or a number where the file has no header. `second` is None for single sentences.
     """
 
-    name: str
-    folder: str
+    name: str  # as in `task_names` and in the cache's file name
+    folder: str  # under data/
     first: str | int
     second: str | int | None
     label: str | int
-    classes: dict[str, str]
-    metrics: tuple[str, ...] = ("accuracy",)
-    files: dict[str, str] = field(default_factory=lambda: {"train": "train.tsv", "dev": "dev.tsv"})
-    fields: int | None = None
-    score_range: tuple[float, float] = (0.0, 5.0)
+    classes: dict[str, str]  # label in the file → name, in the order of their numbers; empty for a score
+    metrics: tuple[str, ...] = ("accuracy",)  # names in `metrics.METRICS`; the first is the one in tables
+    files: dict[str, str] = field(default_factory=lambda: _FILES)  # split → file
+    fields: int | None = None  # in a row of a file without a header; otherwise the header tells
 
     @property
     def is_regression(self) -> bool:
@@ -76,7 +68,7 @@ class Task:
             if text not in self.classes:
                 raise ValueError(f"unknown label {text[:40]!r}")
             return float(list(self.classes).index(text))
-        low, high = self.score_range
+        low, high = SCORES
         try:
             score = float(text)
         except ValueError:
@@ -90,8 +82,10 @@ class Task:
         return f"{label:g}" if self.is_regression else list(self.classes.values())[int(label)]
 
 
+_SENTENCES = ("sentence1", "sentence2")
 _PARAPHRASE = {"0": "different", "1": "same"}
-_ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
+_ENTAILMENT = {name: name for name in ("entailment", "not_entailment")}
+_F1 = ("f1", "accuracy")
 
 GLUE = {
     task.name: task
@@ -101,30 +95,17 @@ GLUE = {
             metrics=("matthews", "accuracy"), fields=4,
         ),
         Task("sst-2", "SST-2", "sentence", None, "label", {"0": "negative", "1": "positive"}),
+        Task("mrpc", "MRPC", "#1 String", "#2 String", "Quality", _PARAPHRASE, metrics=_F1),
+        Task("sts-b", "STS-B", *_SENTENCES, "score", {}, metrics=("pearson", "spearman")),
+        Task("qqp", "QQP", "question1", "question2", "is_duplicate", _PARAPHRASE, metrics=_F1),
         Task(
-            "mrpc", "MRPC", "#1 String", "#2 String", "Quality", _PARAPHRASE,
-            metrics=("f1", "accuracy"),
-        ),
-        Task(
-            "sts-b", "STS-B", "sentence1", "sentence2", "score", {},
-            metrics=("pearson", "spearman"),
-        ),
-        Task(
-            "qqp", "QQP", "question1", "question2", "is_duplicate", _PARAPHRASE,
-            metrics=("f1", "accuracy"),
-        ),
-        Task(
-            "mnli", "MNLI", "sentence1", "sentence2", "gold_label",
+            "mnli", "MNLI", *_SENTENCES, "gold_label",
             {name: name for name in ("contradiction", "entailment", "neutral")},
-            files={
-                "train": "train.tsv",
-                "dev": "dev_matched.tsv",
-                "dev_mismatched": "dev_mismatched.tsv",
-            },
+            files=_FILES | {"dev": "dev_matched.tsv", "dev_mismatched": "dev_mismatched.tsv"},
         ),
         Task("qnli", "QNLI", "question", "sentence", "label", _ENTAILMENT),
-        Task("rte", "RTE", "sentence1", "sentence2", "label", _ENTAILMENT),
-        Task("wnli", "WNLI", "sentence1", "sentence2", "label", {"0": "no", "1": "yes"}),
+        Task("rte", "RTE", *_SENTENCES, "label", _ENTAILMENT),
+        Task("wnli", "WNLI", *_SENTENCES, "label", {"0": "no", "1": "yes"}),
     )
 }  # fmt: skip
 
@@ -137,18 +118,12 @@ AGNEWS = Task(
 
 @dataclass
 class Rows:
-    """The rows of one file that could be read, and what was wrong with the others.
-
-    Attributes:
-        first, second: the sentences; `second` is None for single sentences.
-        labels: the number of the class, or the score of a regression.
-        broken: line number and reason.
-    """
+    """The rows of one file that could be read, and what was wrong with the others."""
 
     first: list[str]
-    second: list[str] | None
-    labels: list[float]
-    broken: list[tuple[int, str]]
+    second: list[str] | None  # None for single sentences
+    labels: list[float]  # the number of the class, or the score of a regression
+    broken: list[tuple[int, str]]  # line number and reason
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -157,8 +132,7 @@ class Rows:
 def available(tasks: Iterable[Task], data: Path = DATA) -> list[Task]:
     """The tasks whose folder is there; says of every other where it was looked for.
 
-    Raises:
-        UserError: if none is there, or a folder lacks one of the files it should hold.
+    Raises UserError if none is there, or a folder lacks one of the files it should hold.
     """
     found = []
     for task in tasks:

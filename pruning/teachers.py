@@ -24,6 +24,7 @@ from pruning.losses import answer_margin
 Batch = dict[str, Tensor]
 Place = int | str  # where scores are used: a layer of a BERT, the "first" or "second" sentence of an LSTM
 Scores = dict[str, dict[Place, Tensor]]  # teacher → place → (B, T)
+Teachers = dict[str, Callable[..., Scores]]  # one of the two tables below
 
 BERT_STEPS = 2  # of integrated gradients; one is nearly enough (AD-TP, NeurIPS 2025)
 LSTM_STEPS = 4
@@ -31,26 +32,22 @@ LSTM_INPUTS = {"first": ("ids", "mask"), "second": ("second_ids", "second_mask")
 
 
 def teacher_scores(
-    model: Any, batch: Batch, wanted: dict[Place, str], teachers: dict[str, Callable[..., Scores]]
+    model: Any, batch: Batch, wanted: dict[Place, str], teachers: Teachers
 ) -> dict[Place, Tensor]:
-    """The scores of one teacher for each place: place → (B, T). `teachers` is one of the two tables."""
+    """The scores of one teacher for each place: place → (B, T)."""
     scores = scores_of(model, batch, wanted.values(), list(wanted), teachers)
     return {place: scores[name][place] for place, name in wanted.items()}
 
 
 def scores_of(
-    model: Any,
-    batch: Batch,
-    names: Iterable[str],
-    places: Sequence[Place],
-    teachers: dict[str, Callable[..., Scores]],
+    model: Any, batch: Batch, names: Iterable[str], places: Sequence[Place], teachers: Teachers
 ) -> Scores:
     """The scores of several teachers, with one pass for all that share a function."""
-    names = list(names)
+    names = list(dict.fromkeys(names))
     scores: Scores = {}
     for function in dict.fromkeys(teachers[name] for name in names):
         scores.update(function(model, batch, places))
-    return {name: scores[name] for name in dict.fromkeys(names)}
+    return {name: scores[name] for name in names}
 
 
 # --- Attention -------------------------------------------------------------------------------
@@ -98,13 +95,8 @@ def attention_teachers(model: Any, batch: Batch, layers: Sequence[int]) -> Score
 
 
 def value_sizes(attention: Any, states: Tensor) -> Tensor:
-    """(B, heads, T) the length of what each head would add to the sum at a token that it attends to alone:
-    its value through its part of the output projection.
-
-    Args:
-        attention: a BertAttention.
-        states: (B, T, H) its input.
-    """
+    """(B, heads, T) the length of what each head of a BertAttention would add to the sum at a token that it
+    attends to alone: its value through its part of the output projection. states: (B, T, H) its input."""
     heads, size = attention.self.num_attention_heads, attention.self.attention_head_size
     values = attention.self.value(states).unflatten(2, (heads, size))  # (B, T, heads, size)
     output = attention.output.dense.weight.unflatten(1, (heads, size))  # (H, heads, size)
@@ -141,14 +133,11 @@ def integrated_gradients(
     """Integrated gradients (Sundararajan et al., ICML 2017): what each token contributes to an answer, x ·
     the mean gradient of its margin on the way from 0 to the token's state x, by the midpoint rule.
 
-    The sign stays: contributions add up to the change of the margin.
+    The sign stays: contributions, for each input (B, T), add up to the change of the margin.
 
     Args:
         states: inputs (B, T, H) of the part of the model that `logits_of` runs.
         answers: (B,) the classes whose margin it is.
-
-    Returns:
-        For each input (B, T).
     """
     totals = [torch.zeros(state.shape[:2], device=state.device) for state in states]
     for step in range(steps):
@@ -234,7 +223,7 @@ def input_gates(model: Any, batch: Batch, places: Sequence[str]) -> Scores:
     return {"lstm": scores}
 
 
-BERT_TEACHERS: dict[str, Callable[..., Scores]] = {
+BERT_TEACHERS: Teachers = {
     "ideal emission rate": attention_teachers,
     "attention rollout": attention_teachers,
     "ideal gradients": gradient_teachers,
@@ -244,7 +233,4 @@ BERT_TEACHERS: dict[str, Callable[..., Scores]] = {
     "[CLS] row": attention_teachers,
     "attention x values": attention_teachers,
 }
-LSTM_TEACHERS: dict[str, Callable[..., Scores]] = {
-    "lstm": input_gates,
-    "integrated gradients": integrated_lstm,
-}
+LSTM_TEACHERS: Teachers = {"lstm": input_gates, "integrated gradients": integrated_lstm}

@@ -14,37 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning import batches
-from pruning.batches import Examples
 from pruning.pruners import Pruner
 
 PADDED = 128  # the length that the first code, and most papers, pad every input to
-SINGLES = 8  # examples that are timed one by one
 
 
 @dataclass
 class Variant:
-    """One way to do the same work.
-
-    Attributes:
-        run: does all of it once.
-        examples: how many it treats.
-        flops: of all of it, by formula, as executed; None where they are not counted.
-        token_layers: real tokens processed, summed over the layers; None where they are not counted.
-    """
+    """One way to do the same work, all of it once."""
 
     run: Callable[[], Any]
     examples: int
-    flops: int | None = None
-    token_layers: float | None = None
+    flops: int | None = None  # by formula, as executed; None where they are not counted
+    token_layers: float | None = None  # real tokens processed, summed over the layers; None as above
 
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def interleaved(
@@ -101,8 +89,8 @@ def measure(
         example), bound (what they promise against `dense`) and share_of_bound; where tokens are counted
         token_layers_kept.
     """
+    runs = {name: variant.run for name, variant in variants.items()}
     with torch.inference_mode(inference):
-        runs = {name: variant.run for name, variant in variants.items()}
         seconds = interleaved(runs, device, passes, at_least_seconds)
         memory = {name: peak_memory(run, device) for name, run in runs.items()}
     each = {name: [s / v.examples for s in seconds[name]] for name, v in variants.items()}
@@ -128,56 +116,12 @@ def measure(
     return rows
 
 
-def time_models(
-    models: dict[str, nn.Module],
-    flops_of: dict[str, Callable[[Any, dict], int]],
-    examples: Examples,
-    *,
-    batch_size: int,
-    fair: Sequence[str],
-    dense: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    passes: int,
-) -> dict[str, dict[str, Any]]:
-    """The same examples through every model, in length-sorted batches and one by one.
-
-    Args:
-        models: variant → model; one with "padded" in its name is given batches of PADDED tokens, every other
-            one batches as wide as their longest example.
-        flops_of: variant → function of a model and a batch.
-        dtype: of the weights, the same in every variant.
-
-    Returns:
-        As `measure`, and latency_ms (of one example alone, median).
-    """
-    weights = {id(model): with_weights(model, device, dtype) for model in models.values()}
-    in_batches = batches.sorted_batches(examples.lengths, batch_size)
-    alone = torch.linspace(0, len(examples) - 1, min(SINGLES, len(examples))).long().split(1)
-
-    def variant(name: str, groups: Sequence[torch.Tensor]) -> Variant:
-        model = weights[id(models[name])]
-        width = (
-            max(PADDED, max(int(s.lengths.max()) for s in examples.sentences())) if "padded" in name else None
-        )
-        inputs = [batches.to_device(examples.batch(rows, width), device) for rows in groups]
-        flops = sum(flops_of[name](model, batch) for batch in inputs)
-        return Variant(lambda: [model(**batch).logits for batch in inputs], sum(map(len, groups)), flops)
-
-    def measured(groups: Sequence[torch.Tensor]) -> dict[str, dict[str, Any]]:
-        variants = {name: variant(name, groups) for name in models}
-        return measure(variants, fair=fair, dense=dense, device=device, passes=passes)
-
-    rows, singles = measured(in_batches), measured(alone)
-    return {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
-
-
 def with_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A model for the clock: on the device, in evaluation mode, its weights in `dtype`. Pruners stay in fp32:
     scores are formed and compared in it."""
-    if dtype == torch.float32:
-        return model.to(device).eval()
-    model = copy.deepcopy(model).to(device, dtype).eval()
+    if dtype != torch.float32:
+        model = copy.deepcopy(model)
+    model = model.to(device, dtype).eval()
     for module in model.modules():
         if isinstance(module, Pruner):
             module.float()

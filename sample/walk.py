@@ -75,8 +75,9 @@ def configure(runner: ModuleType, settings: dict[str, Any]) -> None:
         setattr(runner, name, value)
 
 
-def announce(script: ModuleType) -> None:
+def run(script: ModuleType, *arguments: list[str]) -> None:
     print(f"\n=== {script.__name__}.py ===", flush=True)
+    script.main(*arguments)
 
 
 def table() -> str:
@@ -99,13 +100,10 @@ def main() -> None:
     configure(RunLstm4Agnews, lstm_settings)
     with contextlib.chdir(WORLD):
         for script in PREPARE:
-            announce(script)
-            script.main()
-        announce(ConvertBert4Torch)
-        ConvertBert4Torch.main([])
+            run(script)
+        run(ConvertBert4Torch, [])
         for runner in (RunBert4Glue, RunLstm4Glue, RunLstm4Agnews):
-            announce(runner)
-            runner.main()
+            run(runner)
         print(f"\n=== The sample's records ===\n{table()}\n\n{records.LEGEND}")
     print("The sample shows that everything works, not how accurate it is.")
     print(f"Records, plots and pages of sentences: {WORLD / records.RECORDS}")

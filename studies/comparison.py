@@ -16,7 +16,7 @@ Change what is between the two rulers below.
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -29,8 +29,8 @@ from pruning.grid import Experiment
 from pruning.tasks import GLUE
 from pruning.training import Curve, TrainingSet
 from studies import tables
-from studies.rules import frozen, models_with
-from studies.tables import DENSE, RECIPE, Record
+from studies.rules import frozen, with_settings
+from studies.tables import RECIPE, Record
 
 # ----------------------------------------------------------------------------------------------
 # Settings. Those of a training may differ by task
@@ -69,6 +69,8 @@ STUDY = "comparison"
 LONGER = "dense, trained on"
 OF_FROZEN = {"frozen_schedules", "student_rows", "student_epochs", "student_learning_rate"}  # in its key
 Named = Literal["half", "third", "fifth"]
+# One training, or one table of rules: everything that decides its outcome, and what makes its record
+Piece = tuple[dict[str, Any], Callable[[], Record]]
 
 
 class Settings(settings.BertTraining, settings.GlueTasks):
@@ -85,19 +87,6 @@ class Settings(settings.BertTraining, settings.GlueTasks):
     bootstrap_draws: settings.Count
 
 
-@dataclass
-class Piece:
-    """One training, or one table of rules: what is recorded together.
-
-    Attributes:
-        key_fields: everything that decides its outcome.
-        work: returns what its record holds besides.
-    """
-
-    key_fields: dict[str, Any]
-    work: Callable[[], Record]
-
-
 def pieces_of(experiment: Experiment) -> list[Piece]:
     """All that there is to do for one task and seed."""
     chosen, fields, layers = experiment.settings, experiment.key_fields, range(experiment.models.layers)
@@ -105,11 +94,11 @@ def pieces_of(experiment: Experiment) -> list[Piece]:
 
     def piece(name: str, work: Callable[..., Record], *arguments: Any, **more: Any) -> Piece:
         own = {"task": fields["task"], "method": name, "seed": fields["seed"], "dense": fields}
-        return Piece(own | more, partial(work, experiment, *arguments))
+        return own | more, partial(work, experiment, *arguments)
 
     pieces = [
         piece("frozen", frozen, **chosen.model_dump(include=OF_FROZEN)),
-        Piece(fields, lambda: trained(experiment, experiment.dense())),
+        (fields, lambda: trained(experiment, experiment.dense())),
         piece(LONGER, longer, epochs=chosen.pruned_epochs),
         *(retrained(experiment, method, method, rates) for method in chosen.pruning_methods),
         retrained(experiment, f"{RECIPE}, removed tokens gone", RECIPE, rates, removed_tokens="gone"),
@@ -123,25 +112,24 @@ def pieces_of(experiment: Experiment) -> list[Piece]:
     return pieces
 
 
-def finished(experiment: Experiment, piece: Piece) -> Record:
+def finished(experiment: Experiment, fields: dict[str, Any], work: Callable[[], Record]) -> Record:
     """A piece's record: read, or made and written."""
-    folder = records.folder_of(STUDY, piece.key_fields)
+    folder = records.folder_of(STUDY, fields)
     record = records.read(folder)
     if record is not None:
         return record
-    started, device = time.time(), devices.device_name(experiment.accelerator.device)
-    content = piece.work()
-    precision, seconds = devices.precision_name(experiment.accelerator), time.time() - started
+    started, content, accelerator = time.time(), work(), experiment.accelerator
+    device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)
     record = {
-        **{name: piece.key_fields[name] for name in ("task", "method", "seed")},
-        "key": records.key_of(piece.key_fields),
-        "key_fields": piece.key_fields,
+        **{name: fields[name] for name in ("task", "method", "seed")},
+        "key": records.key_of(fields),
+        "key_fields": fields,
         "training_rows": len(experiment.train_examples),
-        **records.header(device, precision, seconds, experiment.settings.model_dump()),
+        **records.header(device, precision, time.time() - started, experiment.settings.model_dump()),
         **content,
     }
     records.write(folder / records.RECORD, record)
-    print(f"{folder}: {seconds:.0f} seconds", flush=True)
+    print(f"{folder}: {record['wall_seconds']:.0f} seconds", flush=True)
     return record
 
 
@@ -152,17 +140,14 @@ def retrained(
     experiment: Experiment, name: str, method: str, schedule: str | list[int], **changed: str
 ) -> Piece:
     """The model trained with its pruner. `name`: of the piece; `changed`: settings."""
-    models = models_with(experiment, pruning_schedule=schedule, **changed)
-    fields = experiment.key_fields_of(method) | models.pruning_fields | {"method": name}
+    pruned = partial(with_settings, experiment, pruning_schedule=schedule, **changed)
 
     def work() -> Record:
-        experiment.distillation_set()  # made before the copy, so that all pieces share it
-        pruned = copy.copy(experiment)
-        pruned.models = models
-        model, curve = pruned.train_pruned(method)
+        experiment.distillation_set()  # made before `pruned` copies the experiment: all pieces share it
+        model, curve = pruned().train_pruned(method)
         return trained(experiment, model, curve, schedule if isinstance(schedule, str) else "")
 
-    return Piece(fields, work)
+    return pruned().key_fields_of(method) | {"method": name}, work
 
 
 def longer(experiment: Experiment) -> Record:
@@ -175,7 +160,7 @@ def longer(experiment: Experiment) -> Record:
 
 def cut(experiment: Experiment, depth: int) -> Record:
     """The first layers of the dense model, trained on as a pruned model is."""
-    models = models_with(experiment)
+    models: Any = with_settings(experiment).models
     config = models.pretrained.config | {"num_hidden_layers": depth}
     models.pretrained = replace(models.pretrained, config=config)
     set_seed(experiment.seed)
@@ -219,12 +204,11 @@ def report(all_records: list[Record], labels: dict[str, list[float]], draws: int
     study = {"study": STUDY, "command": f"python -m studies.{STUDY}", "records": all_records}
     records.write(folder / f"{STUDY}.json", study | {"intervals": intervals})
     records.write_text(folder / "tables.md", text + "\n")
-    lines = tables.lines_of(models)
     points = {
         line: (tables.mean_of(answers, tables.kept_of), tables.mean_of(answers))
-        for line, answers in lines.items()
+        for line, answers in tables.lines_of(models).items()
     }
-    plots.write_comparison(folder / f"{STUDY}.png", points, list(lines[DENSE, ""]))
+    plots.write_comparison(folder / f"{STUDY}.png", points, list(labels))
     print(f"\n{text}\n\nMetrics × 100, mean ± standard deviation over seeds. Records: {folder}")
 
 
@@ -241,7 +225,7 @@ def main() -> None:
         experiments += [Experiment(models, data, values, seed, accelerator) for seed in values.seeds]
     all_records = []
     for experiment in sorted(experiments, key=lambda e: e.seed):  # all tasks of the first seed first
-        all_records += [finished(experiment, piece) for piece in pieces_of(experiment)]
+        all_records += [finished(experiment, *piece) for piece in pieces_of(experiment)]
         experiment.forget()
     labels = {e.data.task.name: e.data.splits["dev"].labels.tolist() for e in experiments}
     report(all_records, labels, bootstrap_draws)

@@ -4,6 +4,7 @@ An oracle prunes by what a teacher sees in the whole sentence, in a full pass of
 sees one state at a time, and learned the rule from some training sentences.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ FREE = ("random", "head", "tail", "frequency")  # rules that need no model
 ORACLE = "ideal gradients"  # any teacher: its pruner takes what scores it is given
 
 
-def models_with(experiment: Experiment, **changed: Any) -> Bert:
-    """The BERTs of an experiment with some of its settings changed."""
+def with_settings(experiment: Experiment, **changed: Any) -> Experiment:
+    """An experiment on the same dense model, whose pruned BERTs have other settings."""
     models: Any = experiment.models
-    settings = experiment.settings.model_copy(update=changed)
-    return Bert(models.pretrained, experiment.data, settings, "comparison.py")
+    values: Any = experiment.settings.model_copy(update=changed)
+    other = copy.copy(experiment)
+    other.models = Bert(models.pretrained, experiment.data, values, "comparison.py")
+    return other
 
 
 def frozen(experiment: Experiment) -> Record:
@@ -43,22 +46,17 @@ def frozen(experiment: Experiment) -> Record:
     depth, dense, dev = experiment.models.layers, experiment.dense(), experiment.data.splits["dev"]
     rates = {n: schedules.stretched(each, depth) for n, each in experiment.settings.frozen_schedules.items()}
     layers = [layer for layer in range(depth) if any(schedule[layer] for schedule in rates.values())]
+    pruned = with_settings(experiment, pruning_schedule=[0.5 * (layer in layers) for layer in range(depth)])
     scores, students = oracle_scores(experiment, layers), train_students(experiment, layers)
-    with_pruners = models_with(
-        experiment, pruning_schedule=[0.5 * (layer in layers) for layer in range(depth)]
-    )
-    models: dict[str, Any] = {
-        method: with_pruners.build(method, experiment.seed, dense.state_dict())
-        for method in (*FREE, ORACLE, RECIPE)
-    }
+    state, seed = dense.state_dict(), experiment.seed
+    models: Any = {method: pruned.models.build(method, seed, state) for method in (*FREE, ORACLE, RECIPE)}
 
     def evaluate(method: str, schedule: list[float], seen: dict[Place, Ragged] | None = None) -> Record:
         models[method].set_schedule(schedule)
         return results.evaluate_on(experiment, models[method], TrainingSet(dev, seen))
 
     def evaluate_student(rule: str, schedule: list[float]) -> Record:
-        pruners = {str(layer): student for layer, student in students[rule].items()}
-        models[RECIPE].bert.encoder.pruners.update(pruners)
+        models[RECIPE].bert.encoder.pruners.update({str(layer): s for layer, s in students[rule].items()})
         return evaluate(RECIPE, schedule)
 
     content: Record = {"oracles": {}, "students": {}, "token_layers_kept": {}}
@@ -66,8 +64,8 @@ def frozen(experiment: Experiment) -> Record:
         oracles = {rule: evaluate(rule, schedule) for rule in FREE}
         oracles |= {rule: evaluate(ORACLE, schedule, scores[rule]) for rule in scores}
         learned = {rule: evaluate_student(rule, schedule) for rule in students}
-        for kind, by_rule in (("oracles", oracles), ("students", learned)):
-            content[kind][name] = {rule: metric_of(found) or 0.0 for rule, found in by_rule.items()}
+        for kind, found in (("oracles", oracles), ("students", learned)):
+            content[kind][name] = {rule: metric_of(answers) or 0.0 for rule, answers in found.items()}
         content["token_layers_kept"][name] = oracles["head"]["token_layers_kept"]
     return content | {"dense": metric_of(results.evaluate_on(experiment, dense, TrainingSet(dev)))}
 
@@ -81,7 +79,7 @@ def oracle_scores(experiment: Experiment, layers: list[int]) -> dict[str, dict[P
         return {(rule, layer): part for rule, parts in by_rule.items() for layer, part in parts.items()}
 
     size, device = experiment.settings.evaluation_batch_size, experiment.accelerator.device
-    seen = distillation.score_batches(examples, score, batch_size=size, device=device)
+    seen = distillation.score_examples(examples, score, batch_size=size, device=device)
     return {rule: {layer: seen[rule, layer] for layer in layers} for rule in BERT_TEACHERS}
 
 

@@ -5,9 +5,9 @@
 Run it without parameters, after PrepareGlue4Bert.py and `pip install -r requirements-studies.txt`:
 `python -m studies.search`. For each task one model is fine-tuned over random schedules, so that it serves all
 of them (a supernet). Sentences held out from its training set then evaluate some hundred schedules: the plain
-shapes first, then random ones, then what Optuna proposes. How long a schedule takes is read from a table of
-seconds by layer and length, and the schedules chosen for a speed are timed. The dev set is asked once, at the
-end. Change what is between the two rulers below; what was trained before is taken from cache/.
+shapes first, then random ones, then what Optuna proposes. The plain shapes are timed, the speed of all others
+is estimated from theirs, and the schedules chosen for a speed are timed again. The dev set is asked once, at
+the end. Change what is between the two rulers below; what was trained before is taken from cache/.
 """
 
 import random
@@ -81,7 +81,7 @@ class Point(NamedTuple):
     """What the held-out sentences say of a schedule: means over the tasks."""
 
     metric: float
-    speedup: float  # against stock, by the table
+    speedup: float  # against stock, estimated
     kept: float  # share of the token-layers
 
 
@@ -114,35 +114,31 @@ def search(supernets: list[Supernet]) -> tuple[Points, list[Schedule]]:
         slowest first.
     """
     experiment, points = supernets[0].experiment, Points()
-    chosen, layers, rng = experiment.settings, range(experiment.models.layers), random.Random(experiment.seed)
-    first = round(FIRST * chosen.evaluations)
-    starts = plain(len(layers), chosen.kept_shares)[:first]
-    for _ in range(first - len(starts)):
-        starts.append(rounded(schedules.draw(len(layers), rng.uniform(*chosen.kept_shares), rng)))
+    chosen, layers, rng = experiment.settings, experiment.models.layers, random.Random(experiment.seed)
+    names, highest = [f"layer {layer}" for layer in range(layers)], schedules.HIGHEST_RATE
+    first, starts = round(FIRST * chosen.evaluations), plain(layers, chosen.kept_shares)
+    for part in supernets:
+        part.learn_costs([(0.0,) * layers, *dict.fromkeys(starts)])
+    while len(starts) < first:
+        starts.append(rounded(schedules.draw(layers, rng.uniform(*chosen.kept_shares), rng)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(n_startup_trials=first, seed=experiment.seed)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
-    for schedule in starts:
-        study.enqueue_trial({f"layer {layer}": schedule[layer] for layer in layers})
+    for schedule in starts[:first]:
+        study.enqueue_trial(dict(zip(names, schedule, strict=True)))
     bar = tqdm(total=chosen.evaluations, desc="schedules")
     while len(points) < chosen.evaluations:
-        trial, highest = study.ask(), schedules.HIGHEST_RATE
-        schedule = rounded([trial.suggest_float(f"layer {i}", 0, highest, step=STEP) for i in layers])
+        trial = study.ask()
+        schedule = rounded([trial.suggest_float(name, 0, highest, step=STEP) for name in names])
         if schedule not in points:
-            points[schedule] = evaluated(supernets, schedule)
+            answers = [part.evaluate(schedule, part.held_out) for part in supernets]
+            metric, kept = map(statistics.mean, zip(*answers, strict=True))
+            speedup = statistics.geometric_mean(part.speedup(schedule) for part in supernets)
+            points[schedule] = Point(metric, speedup, kept)
             bar.update()
         study.tell(trial, points[schedule][:2])
     front = {rounded([*trial.params.values()]) for trial in study.best_trials}
     return points, sorted(front, key=lambda schedule: points[schedule].speedup)
-
-
-def evaluated(supernets: list[Supernet], schedule: Schedule) -> Point:
-    answers = [part.evaluate(schedule, part.held_out) for part in supernets]
-    return Point(
-        metric=statistics.mean(metric for metric, _ in answers),
-        speedup=statistics.geometric_mean(part.speedup(schedule) for part in supernets),
-        kept=statistics.mean(kept for _, kept in answers),
-    )
 
 
 def choose(points: Points, *, at_least: float = 0.0, at_most: float = 1.0) -> Schedule | None:
@@ -152,23 +148,19 @@ def choose(points: Points, *, at_least: float = 0.0, at_most: float = 1.0) -> Sc
 
 
 def choose_by_clock(
-    supernets: list[Supernet], points: Points, budgets: Sequence[float]
-) -> dict[float, tuple[Schedule, float]]:
-    """For every budget a schedule that is fast enough by the clock: budget → schedule, speed-up measured."""
-    found: dict[float, tuple[Schedule, float]] = {}
-    asked = {budget: budget for budget in budgets}
+    supernets: list[Supernet], points: Points, budget: float
+) -> tuple[Schedule | None, float | None]:
+    """The best schedule that is so fast by the clock, and its speed-up; where none is, the last tried."""
+    asked, found, speedup = budget, None, None
     for _ in range(CORRECTIONS):
-        todo = [budget for budget in budgets if budget not in found or found[budget][1] < budget]
-        chosen = {budget: choose(points, at_least=asked[budget]) for budget in todo}
-        able = {budget: schedule for budget, schedule in chosen.items() if schedule is not None}
-        if not able:
+        schedule = choose(points, at_least=asked)
+        if schedule is None:
             break
-        measured = zip(*(part.clock(list(able.values())) for part in supernets), strict=True)
-        for (budget, schedule), speedups in zip(able.items(), measured, strict=True):
-            found[budget] = (schedule, statistics.geometric_mean(speedups))
-            if found[budget][1] < budget:  # the table promised more than the clock shows
-                asked[budget] = points[schedule].speedup * budget / found[budget][1]
-    return found
+        found, speedup = schedule, statistics.geometric_mean(part.clock([schedule])[0] for part in supernets)
+        if speedup >= budget:
+            break
+        asked = points[schedule].speedup * budget / speedup  # the estimate promised more than the clock shows
+    return found, speedup
 
 
 # --- A run -------------------------------------------------------------------------------------
@@ -176,25 +168,25 @@ def choose_by_clock(
 
 def chosen_rows(supernets: list[Supernet], points: Points) -> list[Record]:
     """What there is to say of every budget's schedule; the dev sets are asked here, once."""
-    chosen = supernets[0].experiment.settings
-    by_clock = choose_by_clock(supernets, points, chosen.budgets)
-    wanted: list[tuple[Any, Schedule | None, float | None]] = [(b, *found) for b, found in by_clock.items()]
-    wanted += [(name, choose(points, at_most=share), None) for name, share in chosen.kept_budgets.items()]
-    rows = []
-    for budget, schedule, speedup in wanted:
+    chosen, rows = supernets[0].experiment.settings, []
+    found: dict[Any, tuple[Schedule | None, float | None]] = {
+        **{budget: choose_by_clock(supernets, points, budget) for budget in chosen.budgets},
+        **{name: (choose(points, at_most=share), None) for name, share in chosen.kept_budgets.items()},
+    }
+    for budget, (schedule, speedup) in found.items():
         if schedule is None:
             continue
-        on_dev = {part.task: part.evaluate(schedule, part.dev) for part in supernets}
+        metrics, kept = zip(*(part.evaluate(schedule, part.dev) for part in supernets), strict=True)
         rows.append(
             {
                 "budget": budget,
                 "schedule": list(schedule),
                 "speedup": speedup,
-                "speedup_by_table": points[schedule].speedup,
+                "speedup_promised": points[schedule].speedup,
                 "held_out": points[schedule].metric,
-                "dev": statistics.mean(value for value, _ in on_dev.values()),
-                "dev_by_task": {task: value for task, (value, _) in on_dev.items()},
-                "token_layers_kept": statistics.mean(share for _, share in on_dev.values()),
+                "dev": statistics.mean(metrics),
+                "dev_by_task": dict(zip((part.task for part in supernets), metrics, strict=True)),
+                "token_layers_kept": statistics.mean(kept),
             }
         )
     return rows
@@ -208,7 +200,7 @@ def report(supernets: list[Supernet], points: Points, front: list[Schedule], hea
         "chosen": chosen_rows(supernets, points),
         "front": [list(schedule) for schedule in front],
         "points": [[list(schedule), *point] for schedule, point in points.items()],
-        "latency": {part.task: [part.table.grid, part.table.parts] for part in supernets},
+        "costs": {part.task: part.costs.tolist() for part in supernets},
         **header,
     }
     dense = [part.experiment.key_fields for part in supernets]

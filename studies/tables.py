@@ -16,6 +16,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Record = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header, rows
+Text = Callable[[Record, Record], str]  # what is said of a cell of the benchmark and one of its rows
 Line = tuple[str, str]  # a method and the name of its schedule, "" where there is none
-Answers = dict[str, dict[int, Record]]  # task → seed → what a record says of the dev set
+Answers = dict[tuple[str, int], Any]  # task, seed → what is known there; of a trained model `dev`
 
 DENSE = "dense"
 RECIPE = "ideal gradients student"  # the method that the others are compared with
@@ -55,12 +57,12 @@ def name_of(line: Line) -> str:
 
 def lines_of(records: Iterable[Record]) -> dict[Line, Answers]:
     """The trained models, without those that still lack a task that the dense model has."""
-    found: dict[Line, Answers] = defaultdict(lambda: defaultdict(dict))
+    found: dict[Line, Answers] = defaultdict(dict)
     for record in records:
         if "dev" in record:
-            found[record["method"], record["schedule"]][record["task"]][record["seed"]] = record["dev"]
-    wanted = set(found[DENSE, ""])
-    return {line: answers for line, answers in found.items() if set(answers) == wanted}
+            found[record["method"], record["schedule"]][record["task"], record["seed"]] = record["dev"]
+    tasks = {line: {task for task, _ in answers} for line, answers in found.items()}
+    return {line: answers for line, answers in found.items() if tasks[line] == tasks[DENSE, ""]}
 
 
 def metric_of(judgement: Record) -> float:
@@ -72,9 +74,23 @@ def kept_of(judgement: Record) -> float:
     return judgement["token_layers_kept"]
 
 
-def mean_of(answers: Answers, value: Callable[[Record], float] = metric_of) -> float:
+def by_task(answers: Answers, value: Callable[[Any], Any] = metric_of) -> dict[str, list[Any]]:
+    """Task → the value of each seed."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for (task, _), answer in answers.items():
+        found[task].append(value(answer))
+    return found
+
+
+def mean_of(answers: Answers, value: Callable[[Any], float] = metric_of) -> float:
     """The mean over the tasks of the mean over the seeds."""
-    return statistics.mean(statistics.mean(map(value, by_seed.values())) for by_seed in answers.values())
+    return statistics.mean(map(statistics.mean, by_task(answers, value).values()))
+
+
+def cells_by_task(answers: Answers, value: Callable[[Any], float] = metric_of) -> list[str]:
+    """A cell for each task, and the mean over the tasks; × 100."""
+    values = by_task(answers, value).values()
+    return [*(mean_sd(of_seeds, 100) for of_seeds in values), percent(mean_of(answers, value))]
 
 
 def better_dense(lines: dict[Line, Answers]) -> Line:
@@ -84,12 +100,8 @@ def better_dense(lines: dict[Line, Answers]) -> Line:
 
 def in_common(ours: Answers, theirs: Answers, without: Iterable[str] = ()) -> tuple[Answers, Answers]:
     """Both, with the seeds that both have of each task."""
-    seeds = {task: set(ours[task]) & set(theirs[task]) for task in ours if task not in without}
-
-    def cut(answers: Answers) -> Answers:
-        return {task: {seed: answers[task][seed] for seed in sorted(seeds[task])} for task in seeds}
-
-    return cut(ours), cut(theirs)
+    shared = [place for place in ours if place in theirs and place[0] not in without]
+    return {place: ours[place] for place in shared}, {place: theirs[place] for place in shared}
 
 
 def change(ours: Answers, theirs: Answers, without: Iterable[str] = ()) -> float:
@@ -123,27 +135,34 @@ def intervals(records: list[Record], labels: dict[str, list[float]], draws: int 
     Returns:
         For each pair: line and against (as `name_of` writes them), seeds (those that both have), change (of
         the mean over the tasks), low and high (of its interval). Fractions, not percent.
-
-    Raises:
-        ValueError: if no record is of the dense model.
     """
     lines, found = lines_of(records), []
     for line, against in pairs_of(lines):
-        ours, theirs = in_common(lines[line], lines[against])
+        both = in_common(lines[line], lines[against])
+        ours, theirs = (by_task(answers, itemgetter("predictions")) for answers in both)
         differences = []
-        for task, by_seed in ours.items():
-            pairs = [(by_seed[seed]["predictions"], theirs[task][seed]["predictions"]) for seed in by_seed]
+        for task in ours:
+            pairs = list(zip(ours[task], theirs[task], strict=True))
             differences.append(paired_differences(GLUE[task], labels[task], pairs, draws))
         low, high = np.percentile(np.mean(differences, axis=0), [2.5, 97.5])
-        seeds = sorted({seed for by_seed in ours.values() for seed in by_seed})
-        names = {"line": name_of(line), "against": name_of(against), "seeds": seeds}
-        found.append(names | {"change": change(ours, theirs), "low": float(low), "high": float(high)})
+        names = {"line": name_of(line), "against": name_of(against)}
+        seeds = sorted({seed for _, seed in both[0]})
+        found.append(
+            names | {"seeds": seeds, "change": change(*both), "low": float(low), "high": float(high)}
+        )
     return found
 
 
 def interval_text(interval: Record) -> str:
     middle, low, high = (f"{100 * interval[name]:+.1f}" for name in ("change", "low", "high"))
     return f"{middle} ({low} to {high})"
+
+
+def kept_text(answers: Answers) -> str:
+    """The share of the token-layers that was kept; in brackets the least and the most of a task."""
+    ends = [f"{share:.0%}" for share in sorted(map(statistics.mean, by_task(answers, kept_of).values()))]
+    spread = "" if ends[0] == ends[-1] else f" ({ends[0]} to {ends[-1]})"
+    return f"{mean_of(answers, kept_of):.0%}{spread}"
 
 
 def comparison_table(records: list[Record], found: list[Record]) -> Table:
@@ -161,11 +180,10 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
 
     rows = []
     for line in sorted(lines, key=rank):
-        by_task = [list(map(metric_of, by_seed.values())) for by_seed in lines[line].values()]
-        seeds, kept = str(max(map(len, by_task))), f"{mean_of(lines[line], kept_of):.0%}"
-        values = [*(mean_sd(values, 100) for values in by_task), percent(mean_of(lines[line]))]
-        rows.append([*line, seeds, kept, *values, changes.get(name_of(line), "")])
-    tasks = [f"{task} {GLUE[task].metrics[0]}" for task in lines[best]]
+        answers = lines[line]
+        what = [*line, str(max(map(len, by_task(answers).values()))), kept_text(answers)]
+        rows.append([*what, *cells_by_task(answers), changes.get(name_of(line), "")])
+    tasks = [f"{task} {GLUE[task].metrics[0]}" for task in by_task(lines[best])]
     header = ["method", "schedule", "seeds", "token-layers", *tasks, "mean"]
     return [*header, f"against “{name_of(best)}”"], rows
 
@@ -181,16 +199,6 @@ def pairs_table(records: list[Record], found: list[Record]) -> Table:
     return ["line", "against", "seeds of both", "change of the mean"], rows
 
 
-def kept_table(records: list[Record]) -> Table:
-    """The share of the token-layers that every trained model kept, task by task: mean over the seeds."""
-    lines = {line: answers for line, answers in lines_of(records).items() if not line[0].startswith(DENSE)}
-    rows = [
-        [*line, *(f"{statistics.mean(map(kept_of, by_seed.values())):.0%}" for by_seed in answers.values())]
-        for line, answers in sorted(lines.items(), key=lambda item: -mean_of(item[1], kept_of))
-    ]
-    return ["method", "schedule", *next(iter(lines.values()), [])], rows
-
-
 def asked_table(records: list[Record]) -> Table:
     """How far the recipe was to stay below the better dense model, and how far below it is."""
     lines, rows = lines_of(records), []
@@ -204,29 +212,24 @@ def asked_table(records: list[Record]) -> Table:
 def rules_table(records: list[Record], schedule: str) -> Table:
     """One row for each rule on the frozen dense model, as an oracle and as a student, best first.
 
-    Args:
-        records: those of the comparison with oracles and students: schedule → rule → metric.
-        schedule: its name there.
-    """
-    tasks = list(dict.fromkeys(record["task"] for record in records))
-    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    records: those of the comparison with oracles and students; schedule: its name there."""
+    answers: dict[tuple[str, str], Answers] = defaultdict(dict)
     for record in records:
-        values["oracles", DENSE][record["task"]].append(record["dense"])
+        place = record["task"], record["seed"]
+        answers["oracles", DENSE][place] = record["dense"]
         for kind in ("oracles", "students"):
             for rule, value in record[kind][schedule].items():
-                values[kind, rule][record["task"]].append(value)
-    means = {key: statistics.mean(map(statistics.mean, by.values())) for key, by in values.items()}
-
-    def cells(kind: str, rule: str) -> list[str]:
-        if (kind, rule) not in values:
-            return [""] * (len(tasks) + 1)
-        return [*(mean_sd(values[kind, rule][task], 100) for task in tasks), percent(means[kind, rule])]
+                answers[kind, rule][place] = value
+    names = [*by_task(answers["oracles", DENSE], float), "mean"]
 
     def rank(rule: str) -> float:
-        return means.get(("students", rule), means["oracles", rule])
+        return mean_of(answers.get(("students", rule), answers["oracles", rule]), float)
 
-    rules = sorted((rule for kind, rule in values if kind == "oracles"), key=rank, reverse=True)
-    header = ["rule", *(f"{kind}: {name}" for kind in ("oracle", "student") for name in [*tasks, "mean"])]
+    def cells(kind: str, rule: str) -> list[str]:
+        return cells_by_task(answers[kind, rule], float) if (kind, rule) in answers else [""] * len(names)
+
+    rules = sorted((rule for kind, rule in answers if kind == "oracles"), key=rank, reverse=True)
+    header = ["rule", *(f"{kind}: {name}" for kind in ("oracle", "student") for name in names)]
     return header, [[rule, *cells("oracles", rule), *cells("students", rule)] for rule in rules]
 
 
@@ -234,40 +237,23 @@ def rules_table(records: list[Record], schedule: str) -> Table:
 
 
 def search_table(record: Record) -> Table:
-    """The schedules that a search chose, the dense model first; budgets with one schedule share a row.
+    """The dense model, then the schedule that a search chose for each budget.
 
-    Speed-ups are against stock transformers, by the clock and as the table of seconds had promised.
+    Speed-ups are against stock transformers, by the clock and as the search had estimated them.
     """
-    rows = [
-        ["dense", "× 1 (stock)", "", "100%"]
-        + [percent(value) for value in (*record["dense"].values(), record["dense_held_out"])]
-        + [""]
-    ]
-    by_schedule: dict[str, list[Record]] = defaultdict(list)
+    tasks = record["dense"]
+    metrics = map(percent, [*tasks.values(), record["dense_held_out"]])
+    rows = [["dense", "× 1 (stock)", "", "100%", *metrics, ""]]
     for chosen in sorted(record["chosen"], key=lambda chosen: -chosen["token_layers_kept"]):
-        by_schedule[", ".join(f"{rate:g}" for rate in chosen["schedule"])].append(chosen)
-    for rates, same in by_schedule.items():
-        first, speedups = same[0], [chosen["speedup"] for chosen in same if chosen["speedup"]]
-        metrics = [first["dev_by_task"][task] for task in record["dense"]]
-        rows.append(
-            [
-                ", ".join(map(budget_text, same)),
-                f"× {speedups[0]:.2f}" if speedups else "",
-                f"× {first['speedup_by_table']:.2f}",
-                f"{first['token_layers_kept']:.0%}",
-                *map(percent, [*metrics, first["held_out"]]),
-                f"`[{rates}]`",
-            ]
-        )
-    header = ["budget", "speed-up", "promised", "token-layers", *record["dense"], "held out"]
+        budget, speedup = chosen["budget"], chosen["speedup"]
+        if not isinstance(budget, str):
+            budget = f"× {budget:g}" + (" (not reached)" if speedup < budget else "")
+        clock, promised = (f"× {s:.2f}" if s else "" for s in (speedup, chosen["speedup_promised"]))
+        metrics = map(percent, [*(chosen["dev_by_task"][task] for task in tasks), chosen["held_out"]])
+        rates = ", ".join(f"{rate:g}" for rate in chosen["schedule"])
+        rows.append([budget, clock, promised, f"{kept_of(chosen):.0%}", *metrics, f"`[{rates}]`"])
+    header = ["budget", "speed-up", "promised", "token-layers", *tasks, "held out"]
     return [*header, "`pruning_schedule`"], rows
-
-
-def budget_text(chosen: Record) -> str:
-    budget, speedup = chosen["budget"], chosen["speedup"]
-    if isinstance(budget, str):
-        return budget
-    return f"× {budget:g}" + (" (not reached)" if speedup and speedup < budget else "")
 
 
 # --- Benchmark ---------------------------------------------------------------------------------
@@ -287,6 +273,7 @@ CELL: dict[str, tuple[str, Callable[[Any], str]]] = {  # heading → key of a ro
 PADDED, STOCK, OURS = "stock, padded to 128", "stock, length-sorted", "ours, dense"
 ENGINES = (STOCK, OURS, "dense, ")  # how the dense variants begin that a speed-up may be against
 STUDENT = f", {RECIPE}"  # how the variants end that are pruned by the student
+FASTEST = "against the fastest dense"
 
 
 def cell_table(rows: dict[str, Record]) -> Table:
@@ -306,79 +293,46 @@ def cells_of(record: Record, kind: str) -> list[Record]:
     return [cell for cell in record["cells"] if cell["kind"] == kind]
 
 
-def fastest_dense(cell: Record) -> str:
-    """The dense variant with the least time, padded as little as can be."""
-    variants = [variant for variant in cell["rows"] if variant.startswith(ENGINES)]
-    return max(variants, key=lambda variant: cell["rows"][variant]["speedup"])
-
-
-def engines(cells: list[Record]) -> str:
-    """The fastest dense engine, in other cells perhaps another: for the head of a column."""
-    return " or ".join(sorted({f"“{fastest_dense(cell)}”" for cell in cells}))
-
-
-def fastest_text(cell: Record, row: Record) -> str:
-    """The speed-up against the fastest dense engine of a cell."""
-    fastest = fastest_dense(cell)
-    speedup = row["speedup"] / cell["rows"][fastest]["speedup"]
-    return f"× {row['against_dense'] if fastest == OURS else speedup:.2f}"
-
-
-def share_text(cell: Record, row: Record) -> str:
-    """The speed-up against the fastest dense engine, and what share that is of what FLOPs promise."""
-    share = "" if row["token_layers_kept"] == 1 else f" ({row['share_of_bound']:.0%})"
-    return fastest_text(cell, row) + share
-
-
-def baseline_text(_cell: Record, row: Record) -> str:
-    return f"× {row['speedup']:.2f}"
-
-
-def speed_table(record: Record) -> Table:
-    """One row for each shape, lengths and batch size: stock, ours, and pruned by the student."""
-    cells = cells_of(record, "bert")
-    students = [variant for variant in cells[0]["rows"] if variant.endswith(STUDENT)]
-    header = ["shape", "precision", "lengths", "batch", PADDED, "stock, sorted: examples/s", OURS]
-    for variant in students:
-        kept = sorted({f"{cell['rows'][variant]['token_layers_kept']:.0%}" for cell in cells})
-        share = " to ".join(dict.fromkeys([kept[0], kept[-1]]))
-        header.append(f"{variant.removesuffix(STUDENT)} ({share}) against {engines(cells)}")
-    rows = []
-    for cell in cells:
-        by_variant, lengths = cell["rows"], cell["lengths"]
-        what = [cell["shape"], cell["precision"], lengths + " tokens" * lengths.isdigit()]
-        padded = baseline_text(cell, by_variant[PADDED]) if PADDED in by_variant else ""
-        stock = f"{by_variant[STOCK]['examples_per_second']:,.0f}"
-        ours = baseline_text(cell, by_variant[OURS])
-        pruned = [share_text(cell, by_variant[variant]) for variant in students]
-        rows.append([*what, str(cell["batch_size"]), padded, stock, ours, *pruned])
-    return header, rows
-
-
-def across(cells: list[Record], heading: str, text: Callable[[Record, Record], str]) -> Table:
-    """One row for each variant, one column for each cell; empty where a cell lacks the variant."""
+def side_by_side(
+    cells: list[Record], heading: str, text: Text, is_shown: Callable[[str], bool] = bool
+) -> Table:
+    """One row for each variant that is shown, one column for each cell; empty where a cell lacks it."""
     header = [heading]
     for cell in cells:
-        parts = [cell.get(name) for name in ("shape", "lengths", "precision")]
-        header.append(", ".join([*filter(None, parts), f"batch {cell['batch_size']}"]))
-    variants = dict.fromkeys(variant for cell in cells for variant in cell["rows"])
+        facts = [cell.get(name) for name in ("shape", "lengths", "precision")]
+        header.append(", ".join([*filter(None, facts), f"batch {cell['batch_size']}"]))
+    variants = dict.fromkeys(variant for cell in cells for variant in cell["rows"] if is_shown(variant))
     return header, [
         [variant, *(text(c, c["rows"][variant]) if variant in c["rows"] else "" for c in cells)]
         for variant in variants
     ]
 
 
-def pruners_table(record: Record) -> Table:
-    """One schedule with every pruner, on lengths of sst-2, against the fastest dense engine."""
-    cells = [cell for cell in cells_of(record, "bert") if cell["lengths"] == "sst-2"]
-    header, rows = across(cells, f"against {engines(cells)}", fastest_text)
-    return header, [row for row in rows if row[0].startswith("half, ")]
+def against_baseline(_cell: Record, row: Record) -> str:
+    return f"× {row['speedup']:.2f}"
 
 
-def lstm_speed_table(record: Record) -> Table:
-    """The LSTM at every rate, against the fastest dense engine."""
-    cells = cells_of(record, "lstm")
-    return across(cells, f"against {engines(cells)}", share_text)
+def against_fastest(cell: Record, row: Record) -> float:
+    """The speed-up against the fastest dense engine of a cell, padded as little as can be."""
+    engines = {v: each["speedup"] for v, each in cell["rows"].items() if v.startswith(ENGINES)}
+    fastest = max(engines, key=lambda variant: engines[variant])
+    return row["against_dense"] if fastest == OURS else row["speedup"] / engines[fastest]
+
+
+def against_fastest_text(cell: Record, row: Record) -> str:
+    """That speed-up, and what share it is of what FLOPs promise; of the engine itself examples a second."""
+    speedup = against_fastest(cell, row)
+    if speedup == 1:
+        return f"{row['examples_per_second']:,.0f} examples/s"
+    share = "" if row.get("token_layers_kept", 1) == 1 else f" ({row['share_of_bound']:.0%})"
+    return f"× {speedup:.2f}{share}"
+
+
+def bert_table(record: Record, is_shown: Callable[[str], bool]) -> Table:
+    """Against the fastest dense engine, one row for each shape, lengths and batch size of BERT."""
+    header, rows = side_by_side(cells_of(record, "bert"), FASTEST, against_fastest_text, is_shown)
+    first, *others = map(list, zip(header, *rows, strict=True))  # rows as columns
+    return first, others
 
 
 # --- LSTM --------------------------------------------------------------------------------------
@@ -395,64 +349,104 @@ def tasks_table(records: list[Record]) -> Table:
     for row in summary(records):
         text = f"{row['value']} ({row['speed-up']})" if row["speed-up"] else row["value"]
         found[row["method"]][f"{row['task']} {row['metric']}"] = text
-    tasks = dict.fromkeys(task for by_task in found.values() for task in by_task)
-    return ["method", *tasks], [[m, *(by.get(task, "") for task in tasks)] for m, by in found.items()]
+    tasks = dict.fromkeys(task for of_method in found.values() for task in of_method)
+    return ["method", *tasks], [[m, *(row.get(task, "") for task in tasks)] for m, row in found.items()]
 
 
 # --- README's headline -------------------------------------------------------------------------
 
 BERT_LINES = [(RECIPE, "half"), ("first 3 layers", ""), (RECIPE, "third"), ("first 2 layers", "")]
 BERT_CELL = {"kind": "bert", "shape": "6 layers", "lengths": "sst-2", "batch_size": 32, "precision": "fp32"}
-LSTM_LINES = [("integrated gradients student", "0.6"), ("integrated gradients student", "0.9")]
+LSTM_METHOD, LSTM_RATES = "integrated gradients student", ("0.6", "0.9")
+LSTM_CELL = {"kind": "lstm", "batch_size": 256, "precision": "fp32"}
 
 
-def headline_table(comparison: Record, benchmark: Record, lstm: Record) -> Table:
-    """What pruning costs and gains on real data, one row for each of BERT_LINES and LSTM_LINES.
+def headline_table(trained: list[Record], agnews: list[Record], benchmark: list[Record]) -> Table:
+    """What pruning costs and gains on real data, one row for each of BERT_LINES and LSTM_RATES.
 
     The metric is the better dense model's and ours, over the seeds that both have. The speed-up is the
-    benchmark's at about as many token-layers, against the fastest dense engine.
-
-    Args:
-        comparison, benchmark, lstm: published studies.
+    benchmark's at about as many token-layers.
     """
-    machine = benchmark["records"][0]
-    bert = next(cell for cell in machine["cells"] if BERT_CELL.items() <= cell.items())
-    words = max(cells_of(machine, "lstm"), key=lambda cell: cell["batch_size"])
+    bert, words = (
+        next(cell for cell in benchmark[0]["cells"] if wanted.items() <= cell.items())
+        for wanted in (BERT_CELL, LSTM_CELL)
+    )
     students = [row for variant, row in bert["rows"].items() if variant.endswith(STUDENT)]
-    agnews = [row for row in summary(lstm["records"]) if row["task"] == "agnews"]
-    dense_agnews = next(row["value"] for row in agnews if row["method"] == DENSE)
-    lines = lines_of(comparison["records"])
+    lines, of_lstm = lines_of(trained), {(row["method"], row["pruning"]): row for row in summary(agnews)}
 
     def speed(cell: Record, row: Record) -> str:
-        return f"{fastest_text(cell, row)} at {row['token_layers_kept']:.0%}"
+        return f"× {against_fastest(cell, row):.2f} at {row['token_layers_kept']:.0%}"
 
     rows = []
     for line in BERT_LINES:
         both = in_common(lines[better_dense(lines)], lines[line])
         kept = mean_of(lines[line], kept_of)
         near = min(students, key=lambda row: abs(row["token_layers_kept"] - kept))
+        data = [f"GLUE, mean of {len(by_task(both[1]))}", "BERT, 6 layers", name_of(line)]
         metrics = " → ".join(percent(mean_of(answers)) for answers in both)
-        timed = speed(bert, near) if line[1] else "not timed"
-        rows.append(
-            [f"GLUE, mean of {len(both[1])}", "BERT, 6 layers", name_of(line), metrics, f"{kept:.0%}", timed]
-        )
-    for method, rate in LSTM_LINES:
-        row = next(row for row in agnews if (row["method"], row["pruning"]) == (method, rate))
-        metrics, timed = (
-            f"{dense_agnews} → {row['value']}",
-            speed(words, words["rows"][f"{rate} removed, student"]),
-        )
-        rows.append(["AG News", "LSTM", f"{method}, {rate}", metrics, row["token-layers kept"], timed])
+        rows.append([*data, metrics, f"{kept:.0%}", speed(bert, near) if line[1] else "not timed"])
+    for rate in LSTM_RATES:
+        row, timed = of_lstm[LSTM_METHOD, rate], words["rows"][f"{rate} removed, student"]
+        metrics = f"{of_lstm[DENSE, '']['value']} → {row['value']}"
+        data = ["AG News", "LSTM", f"{LSTM_METHOD}, {rate}"]
+        rows.append([*data, metrics, row["token-layers kept"], speed(words, timed)])
     return ["data", "model", "method", "metric × 100, dense → pruned", "token-layers", "speed-up"], rows
 
 
 # --- Pages -------------------------------------------------------------------------------------
+
+SOURCES: dict[str, tuple[str, Callable[[Record], bool]]] = {  # a study, and which of its records
+    "trained": ("comparison", lambda record: "dev" in record),
+    "frozen": ("comparison", lambda record: "oracles" in record),
+    "search": ("search", bool),
+    "benchmark": ("benchmark", bool),
+    "agnews": ("lstm", lambda record: record["task"] == "agnews"),
+    "glue": ("lstm", lambda record: record["task"] != "agnews"),
+}
 
 
 @functools.cache
 def published(study: str) -> Record:
     """records/published/<study>.json."""
     return json.loads((PUBLISHED / f"{study}.json").read_text(encoding="utf-8"))
+
+
+def compared(table: Callable[[list[Record], list[Record]], Table]) -> Callable[[list[Record]], Table]:
+    return lambda records: table(records, published("comparison")["intervals"])
+
+
+def timed(kind: str, heading: str, text: Text = against_baseline) -> Callable[[list[Record]], Table]:
+    return lambda records: side_by_side(cells_of(records[0], kind), heading, text)
+
+
+def is_of_half(variant: str) -> bool:
+    return variant.startswith("half, ")
+
+
+def is_dense_or_of_student(variant: str) -> bool:
+    return variant in (PADDED, STOCK, OURS) or variant.endswith(STUDENT)
+
+
+# What makes each table, and its sources
+TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
+    "headline": (headline_table, ["trained", "agnews", "benchmark"]),
+    "comparison": (compared(comparison_table), ["trained"]),
+    "pairs": (compared(pairs_table), ["trained"]),
+    "asked": (asked_table, ["trained"]),
+    "rules": (lambda records: rules_table(records, "46%"), ["frozen"]),
+    "rules-harder": (lambda records: rules_table(records, "34%"), ["frozen"]),
+    "search-sentences": (lambda records: search_table(records[0]), ["search"]),
+    "search-pairs": (lambda records: search_table(records[1]), ["search"]),
+    "search-pairs-fused": (lambda records: search_table(records[2]), ["search"]),
+    "speed": (lambda records: bert_table(records[0], is_dense_or_of_student), ["benchmark"]),
+    "pruners": (lambda records: bert_table(records[0], is_of_half), ["benchmark"]),
+    "gains": (timed("gains", "no pruning, against stock"), ["benchmark"]),
+    "first-code": (timed("first code", "against the first row"), ["benchmark"]),
+    "training-step": (timed("training", "against the first row"), ["benchmark"]),
+    "lstm-speed": (timed("lstm", FASTEST, against_fastest_text), ["benchmark"]),
+    "lstm-agnews": (lambda records: (HEADER, summary_rows(records)), ["agnews"]),
+    "lstm-glue": (tasks_table, ["glue"]),
+}
 
 
 def caption(command: str, records: list[Record]) -> str:
@@ -467,83 +461,19 @@ def caption(command: str, records: list[Record]) -> str:
     return f"({'; '.join(parts)})"
 
 
-def text_of(
-    study: str, table: Callable[[list[Record]], Table], chosen: Callable[[Record], bool] = bool
-) -> Callable[[], str]:
-    """What makes the text of a table: of a published study, of whose records some are chosen."""
-
-    def text() -> str:
-        records = [record for record in published(study)["records"] if chosen(record)]
-        command = records[0].get("command", published(study)["command"])
-        return f"{markdown(*table(records))}\n\n{caption(command, records)}\n"
-
-    return text
-
-
-def headline() -> str:
-    """README's first table; under it what its figures come from."""
-    comparison, benchmark, lstm = map(published, ("comparison", "benchmark", "lstm"))
-    bert = [record for record in comparison["records"] if "dev" in record]
-    agnews = [record for record in lstm["records"] if record["task"] == "agnews"]
-    captions = [caption(comparison["command"], bert), caption(agnews[0]["command"], agnews)]
-    captions.append(
-        f"(speed-up: `{benchmark['command']}`, {benchmark['records'][0]['device']}, fp32, batches of 32 and, "
-        "LSTM, 256; against the fastest dense engine, ours without pruning and the padded LSTM, at the "
-        "token-layers named)"
-    )
-    table = markdown(*headline_table(comparison, benchmark, lstm))
-    return table + "\n\n" + "  \n".join(captions) + "\n"
-
-
-def trained(table: Callable[[list[Record]], Table]) -> Callable[[], str]:
-    return text_of("comparison", table, lambda record: "dev" in record)
-
-
-def frozen(schedule: str) -> Callable[[], str]:
-    return text_of("comparison", lambda rs: rules_table(rs, schedule), lambda record: "oracles" in record)
-
-
-def searched(index: int) -> Callable[[], str]:
-    return text_of("search", lambda records: search_table(records[index]))
-
-
-def timed(table: Callable[[Record], Table]) -> Callable[[], str]:
-    return text_of("benchmark", lambda records: table(records[0]))
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    "headline": headline,
-    "comparison": trained(lambda records: comparison_table(records, published("comparison")["intervals"])),
-    "pairs": trained(lambda records: pairs_table(records, published("comparison")["intervals"])),
-    "kept": trained(kept_table),
-    "asked": trained(asked_table),
-    "rules": frozen("46%"),
-    "rules-harder": frozen("34%"),
-    "search-sentences": searched(0),
-    "search-pairs": searched(1),
-    "search-pairs-fused": searched(2),
-    "speed": timed(speed_table),
-    "pruners": timed(pruners_table),
-    "gains": timed(lambda r: across(cells_of(r, "gains"), "no pruning, against stock", baseline_text)),
-    "first-code": timed(lambda r: across(cells_of(r, "first code"), "against the first row", baseline_text)),
-    "training-step": timed(lambda r: across(cells_of(r, "training"), "against the first row", baseline_text)),
-    "lstm-speed": timed(lstm_speed_table),
-    "lstm-agnews": text_of(
-        "lstm", lambda rs: (HEADER, summary_rows(rs)), lambda record: record["task"] == "agnews"
-    ),
-    "lstm-glue": text_of("lstm", tasks_table, lambda record: record["task"] != "agnews"),
-}
+def text_of(name: str) -> str:
+    """A table and its captions, as they stand on a page. Raises KeyError for a name not in TABLES."""
+    table, sources = TABLES[name]
+    found, captions = [], []
+    for study, is_chosen in map(SOURCES.__getitem__, sources):
+        found.append([record for record in published(study)["records"] if is_chosen(record)])
+        captions.append(caption(found[-1][0].get("command", published(study)["command"]), found[-1]))
+    return markdown(*table(*found)) + "\n\n" + "  \n".join(captions) + "\n"
 
 
 def rewritten(page: str) -> str:
-    """A page with every table made anew. Raises KeyError for a name that is not in TABLES."""
-    return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], page)
-
-
-def stale(pages: Iterable[Path] = PAGES) -> list[str]:
-    """The tables whose text is not what their records say."""
-    found = [match for page in pages for match in MARKED.finditer(page.read_text(encoding="utf-8"))]
-    return [match[2] for match in found if rewritten(match[0]) != match[0]]
+    """A page with every table made anew."""
+    return MARKED.sub(lambda match: match[1] + text_of(match[2]) + match[3], page)
 
 
 def main() -> None:

@@ -214,13 +214,12 @@ def first_code(berts: Berts, steps: Steps, size: int, tokens: int) -> dict[str, 
     teacher = with_gains(berts.dense, None)
     teacher.set_attn_implementation("eager")
     by_teacher = with_gains(berts.pruned(steps, "ideal emission rate", removed_tokens="gone"), None)
-    student = berts.pruned(steps, RECIPE)
 
     def teach(todo: list[Batch]) -> None:
         for batch in todo:
             by_teacher(**batch, teacher_scores=emission_rates(teacher, batch))
 
-    count = sum(map(len, groups))
+    count, student = sum(map(len, groups)), berts.pruned(steps, RECIPE)
     return {
         "the first code's way": Variant(partial(teach, padded), count),
         "no padding": Variant(partial(teach, inputs), count),
@@ -250,7 +249,7 @@ def training_steps(
     examples = bert_examples("sst-2")
     [batch] = inputs_of(examples, pick_batches(examples, size, tokens=1), berts.device)
     batch["labels"] = torch.zeros(size, dtype=torch.long, device=berts.device)
-    models = {"stock": copy.deepcopy(berts.stock), OURS: berts.dense}
+    models = {"stock": copy.deepcopy(berts.stock), OURS: copy.deepcopy(berts.dense)}
     models |= {f"{name}, {RECIPE}": berts.pruned(schedules[name], RECIPE) for name in ("half", "heavy")}
     variants = {}
     for name, model in models.items():

@@ -116,29 +116,38 @@ def write_vocabulary(path: Path) -> None:
     path.write_text("\n".join(SPECIAL + GOOD + BAD + sorted(set(PLAIN))) + "\n", encoding="utf-8")
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch) -> Path:
-    """An empty folder with the four names, a vocabulary and a tiny BERT; the current folder."""
+def make_world(folder: Path) -> None:
+    """The four names in `folder`, a vocabulary and a tiny BERT."""
     from transformers import BertConfig, BertModel
 
     for name in ("data", "bert", "cache", "records"):
-        (tmp_path / name).mkdir()
-    write_vocabulary(tmp_path / "bert" / "vocab.txt")
-    (tmp_path / "bert" / "config.json").write_text(json.dumps(tiny_config()))
+        (folder / name).mkdir()
+    write_vocabulary(folder / "bert" / "vocab.txt")
+    (folder / "bert" / "config.json").write_text(json.dumps(tiny_config()))
     torch.manual_seed(0)
     model = BertModel(BertConfig(**tiny_config()))
-    torch.save(model.state_dict(), tmp_path / "bert" / "pytorch_model.bin")
+    torch.save(model.state_dict(), folder / "bert" / "pytorch_model.bin")
+
+
+def write_data(data: Path) -> None:
+    """Single sentences, pairs, graded pairs and AG News."""
+    write_task(data / "SST-2", "sentence\tlabel", sst2_row)
+    write_task(data / "MRPC", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", mrpc_row)
+    header = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
+    write_task(data / "STS-B", header.replace(" ", "\t"), stsb_row)
+    write_agnews(data / "ag_news_csv")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> Path:
+    """An empty folder with the four names, a vocabulary and a tiny BERT; the current folder."""
+    make_world(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def full_world(world) -> Path:
-    """A world with data of single sentences, pairs, graded pairs and AG News."""
-    data = world / "data"
-    write_task(data / "SST-2", "sentence\tlabel", sst2_row)
-    write_task(data / "MRPC", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", mrpc_row)
-    header = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
-    write_task(data / "STS-B", header.replace(" ", "\t"), stsb_row)
-    write_agnews(data / "ag_news_csv")
+    """A world with data."""
+    write_data(world / "data")
     return world

@@ -296,7 +296,7 @@ def test_ragged_rows_pad_and_take():
     assert values.tolist() == [[5, 6, 0], [1, 2, 3]]
     assert mask.tolist() == [[True, True, False], [True] * 3]
     assert ragged.pad(torch.tensor([1]), 4)[0].tolist() == [[4, 0, 0, 0]]
-    taken = ragged.take(torch.tensor([2, 0]))
+    taken = ragged[torch.tensor([2, 0])]
     assert [taken.row(i).tolist() for i in range(2)] == [[5, 6], [1, 2, 3]]
 
 

@@ -8,7 +8,8 @@ import torch
 from conftest import build
 from transformers import BertForSequenceClassification
 
-from pruning.layers import FastPaths, Unpadding
+from pruning.layers import FastPaths
+from pruning.unpadding import Unpadding
 
 OFF = FastPaths(**{field.name: False for field in fields(FastPaths)})
 EACH = [FastPaths(), OFF] + [
@@ -111,18 +112,35 @@ def test_work_is_saved():
 def test_unpadding_lays_sequences_of_one_length_side_by_side():
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [1, 0, 0, 0, 1]]).bool()
     unpadding = Unpadding.of(mask, mask.sum(dim=1).tolist())
-    assert unpadding.groups == [(1, 5), (3, 2)] and unpadding.mask is None
+    assert unpadding.groups == [(1, 5, 5), (3, 2, 2)] and unpadding.mask is None
     states = torch.arange(20.0).view(4, 5, 1)
     flat = unpadding.flatten(states)
     assert flat[:, 0].tolist() == [5, 6, 7, 8, 9, 0, 1, 13, 14, 15, 19]
     assert torch.equal(unpadding.unflatten(flat), states * mask[..., None])
-    assert unpadding.in_order(unpadding.take_first(flat))[:, 0].tolist() == [0, 5, 13, 15]
+    assert unpadding.in_order(flat[unpadding.first])[:, 0].tolist() == [0, 5, 13, 15]
+
+
+def test_unpadding_knows_which_tokens_are_updated():
+    """Sequences of 2, 5 and 2 tokens, of which 1, 3 and 2 are updated."""
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]).bool()
+    unpadding = Unpadding.of(mask, [2, 5, 2], updated=[1, 3, 2])
+    assert unpadding.groups == [(1, 5, 3), (1, 2, 2), (1, 2, 1)]
+    positions = torch.tensor([[0, 9, 9], [0, 2, 4], [0, 1, 9]])
+    places = unpadding.places(positions, positions < 9)
+    assert places.tolist() == [0, 2, 4, 5, 6, 7]
+    flat = unpadding.flatten(torch.arange(15.0).view(3, 5, 1))
+    assert flat[places, 0].tolist() == [5, 7, 9, 13, 14, 0]
+    assert [(rows, asked.stop, read.stop) for rows, asked, read in unpadding.spans()] == [
+        (1, 3, 5), (1, 5, 7), (1, 6, 9),
+    ]  # fmt: skip
 
 
 def test_padding_stays_where_removing_it_costs_more():
     mask = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1]]).bool()
     unpadding = Unpadding.of(mask, [3, 3, 2])
-    assert unpadding.index is None and unpadding.groups == [(3, 3)] and unpadding.mask.shape == (3, 1, 1, 3)
+    assert (
+        unpadding.index is None and unpadding.groups == [(3, 3, 3)] and unpadding.mask.shape == (3, 1, 1, 3)
+    )
     assert unpadding.first.tolist() == [0, 3, 7]
     assert Unpadding.of(mask[:2], [3, 3]).mask is None
     assert Unpadding.of(torch.zeros(2, 40).bool(), [0, 0]).index is None  # nothing to lay end to end

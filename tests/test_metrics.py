@@ -12,6 +12,7 @@ from ModifiedModelingBert import PrunedBertConfig
 from pruning import flops, metrics, timing
 from pruning.layers import FastPaths, run_layers
 from pruning.lstm_model import PrunedLstmClassifier
+from pruning.selection import Tokens
 from pruning.tasks import AGNEWS, GLUE
 
 
@@ -85,15 +86,20 @@ def test_flops_of_a_layer_are_those_of_its_products(layer):
 
 
 def test_flops_of_a_last_layer_that_only_cls_asks(layer):
-    plain = FastPaths(fused_product=False)
-    mask = torch.ones(1, 23).bool()
-    count = counted(lambda: run_layers([layer], torch.randn(1, 23, 64), mask, [23], plain, only_first=True))
+    tokens, config = (
+        Tokens.start(torch.randn(1, 23, 64), torch.ones(1, 23).bool(), None),
+        layer.attention.self.config,
+    )
+    plain = FastPaths(fused_product=False, absorbed=False)
+    count = counted(lambda: run_layers([layer], tokens, plain, only_first=True))
     attention = 2 * 2 * 23 * 64  # the counter does not see the fused one
-    assert flops.bert_layer(layer.attention.self.config, 23, queries=1) == count + attention
+    assert flops.bert_layer(config, 23, updated=1, absorbed=False) == count + attention
+    count = counted(lambda: run_layers([layer], tokens, FastPaths(fused_product=False), only_first=True))
+    assert flops.bert_layer(config, 23, updated=1) == count
 
 
 @pytest.mark.parametrize("method", ["tail", "column mean", "ideal gradients student"])
-@pytest.mark.parametrize("removed_tokens", ["fused", "gone"])
+@pytest.mark.parametrize("removed_tokens", ["fused", "readable", "gone"])
 @pytest.mark.parametrize("schedule", [None, [0, 0.5, 0.3], [0.5, 0, 0]])
 def test_flops_of_a_pruned_bert_are_those_of_its_products(batch, method, removed_tokens, schedule):
     model = build(schedule, method, removed_tokens=removed_tokens)

@@ -15,6 +15,8 @@ from pruning import flops, methods
 from pruning.selection import count_kept
 
 DEPLOYABLE = [m for m in methods.BERT_METHODS if not methods.is_teacher(m)]
+# A file may hold weights where a batched product adds in another order than where they were.
+ROUNDING = {"atol": 1e-6, "rtol": 0}
 
 
 def kept_sets(output, row):
@@ -255,7 +257,7 @@ def test_another_schedule_of_the_same_model(batch, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PrunedBertForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        assert torch.equal(loaded(**batch).logits, output.logits)
+        torch.testing.assert_close(loaded(**batch).logits, output.logits, **ROUNDING)
     with pytest.raises(ValueError, match="no pruner before layer 0"):
         fresh.set_schedule([0.5, 0, 0])
 
@@ -269,7 +271,7 @@ def test_saved_and_loaded_with_schedule_methods_and_pruners(batch, tmp_path):
     assert loaded.config.pruning_schedule == [0.3, 0.3, 0.3]
     assert loaded.config.pruning_methods == by_layer
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(**batch).logits, model(**batch).logits)
+        torch.testing.assert_close(loaded.eval()(**batch).logits, model(**batch).logits, **ROUNDING)
 
 
 def test_any_hugging_face_folder_loads_and_stock_names_stay(tmp_path):
@@ -369,7 +371,7 @@ def test_another_number_of_words(batch, tmp_path, size):
     model.save_pretrained(tmp_path)
     loaded = PrunedBertForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        assert torch.equal(loaded(**batch | {"input_ids": ids}).logits, output.logits)
+        torch.testing.assert_close(loaded(**batch | {"input_ids": ids}).logits, output.logits, **ROUNDING)
 
 
 def test_every_saver_keeps_every_weight(batch, tmp_path):

@@ -31,7 +31,7 @@ LSTM = COMMON | {
     "target_prune_rate": 0.8,
     "pruning_methods": ["integrated gradients student", "random"],
     "dense_epochs": 6,
-    "pruned_epochs": 4,
+    "pruned_epochs": 3,
 }
 
 
@@ -61,7 +61,7 @@ def share_of_deciding_words_kept(record: dict) -> float:
     [(RunBert4Glue, PrepareGlue4Bert, BERT), (RunLstm4Glue, PrepareGlue4Lstm, LSTM)],
 )
 def test_students_find_the_words_that_decide(world, monkeypatch, script, prepare, settings):
-    write_task(world / "data/SST-2", "sentence\tlabel", planted_row, train=600, dev=100)
+    write_task(world / "data/SST-2", "sentence\tlabel", planted_row, train=400, dev=100)
     prepare.main()
     runner(script, settings, monkeypatch)()
     made = found("BERT" if script is RunBert4Glue else "LSTM")

@@ -11,7 +11,7 @@ from pruning import schedules
 from pruning.errors import UserError
 from studies import search, tables
 from studies.search import Point
-from studies.supernet import SecondsTable
+from studies.supernet import Supernet
 
 SETTINGS = {
     "task_names": ["sst-2", "sts-b"],
@@ -48,9 +48,8 @@ def test_the_search_prints_lists_to_paste(find, full_world, capsys):
     assert set(lists) == {"× 0.01", "half"}  # nothing is a million times as fast, and something always stays
     record = json.loads(next((full_world / "records/search").glob("*.json")).read_text())
     theirs = tables.published("search")["records"][0]
-    assert set(record) == set(theirs) | {"wall_seconds"} and set(record["chosen"][0]) == set(
-        theirs["chosen"][0]
-    )
+    assert set(record) - {"costs", "wall_seconds"} == set(theirs) - {"latency"}  # how speed was estimated
+    assert set(record["chosen"][0]) == set(theirs["chosen"][0])
     assert len(record["points"]) == 8 and record["chosen"][0]["speedup"] > 0.01
     assert set(record["dense"]) == {"sst-2", "sts-b"}
     front = [p for p in record["points"] if p[0] in record["front"]]
@@ -103,10 +102,16 @@ def test_what_is_chosen_is_the_best_of_what_is_fast_enough_and_keeps_few_enough(
 
 
 def test_a_choice_that_the_clock_refuses_is_made_again():
-    """However far the table is from the clock: here it promises twice the speed."""
+    """However far the estimate is from the clock: here it promises twice the speed."""
     points = {(rate,): Point(1 - rate, 2 + 2 * rate, 1 - rate) for rate in (0.1, 0.2, 0.3)}
     slow = SimpleNamespace(clock=lambda chosen: [points[schedule].speedup / 2 for schedule in chosen])
-    assert search.choose_by_clock([slow], points, [1.15]) == {1.15: ((0.2,), pytest.approx(1.2))}
+    assert search.choose_by_clock([slow], points, 1.15) == ((0.2,), pytest.approx(1.2))
+    assert search.choose_by_clock([slow], points, 1.28) == ((0.3,), pytest.approx(1.3))
+    assert search.choose_by_clock([slow], points, 1.4) == (
+        (0.1,),
+        pytest.approx(1.1),
+    )  # none is: the last tried
+    assert search.choose_by_clock([slow], points, 3) == (None, None)
 
 
 def test_the_search_starts_with_what_anyone_would_try():
@@ -122,14 +127,24 @@ def test_rates_are_multiples_of_a_twentieth():
     assert search.rounded([0, 0.024, 0.026, 0.49, 0.97, 0.15000000000000002]) == (0, 0, 0.05, 0.5, 0.9, 0.15)
 
 
-def test_the_table_adds_up_what_a_schedule_runs():
-    parts = {"ends": [1.0, 3.0], "layer": [10.0, 30.0], "last": [5.0, 15.0], "prune": [0.1, 0.3]}
-    table = SecondsTable([(2, 20.0)], [10, 30], parts)
-    assert table.seconds((0.0, 0.0)) == 2.0 + 20.0 + 10.0
-    assert table.seconds((0.0, 0.5)) == pytest.approx(
-        2.0 + 20.0 + 0.2 + 5.0
-    )  # half of 20 tokens reach the last
-    table.scale_to(64.0, (0.0, 0.0))
-    assert table.seconds((0.0, 0.0)) == 64.0 and table.parts["prune"] == [0.2, 0.6]
-    short = SecondsTable([(1, 10.0), (3, 30.0)], [10, 30], parts)
-    assert short.seconds((0.0,)) == (1 * 6.0 + 3 * 18.0) / 4
+def test_the_speed_of_a_schedule_is_estimated_from_those_that_were_timed():
+    """Here seconds are the sum that `parts_of` names."""
+    supernet = Supernet.__new__(Supernet)
+    seconds = {
+        (0.0, 0.0, 0.0): 0.1 + 2 * 0.2 + 0.05,
+        (0.5, 0.0, 0.0): 0.1 + 1 * 0.2 + 0.025 + 0.01,
+        (0.5, 0.5, 0.0): 0.1 + 0.75 * 0.2 + 0.0125 + 0.02,
+        (0.0, 0.0, 0.8): 0.1 + 2 * 0.2 + 0.01 + 0.01,
+        (0.9, 0.0, 0.0): 0.1 + 0.2 * 0.2 + 0.005 + 0.01,
+    }
+    supernet.clock = lambda chosen: [1 / seconds[schedule] for schedule in chosen]
+    supernet.learn_costs(list(seconds))
+    assert supernet.costs == pytest.approx([0.1, 0.2, 0.05, 0.01])
+    assert 1 / supernet.speedup((0.0, 0.6, 0.5)) == pytest.approx(0.1 + 1.4 * 0.2 + 0.2 * 0.05 + 0.02)
+
+
+def test_estimated_speeds_are_positive_whatever_the_clock_says():
+    supernet = Supernet.__new__(Supernet)
+    supernet.clock = lambda chosen: [2.0, 1.0, 0.5]  # the harder it prunes, the slower
+    supernet.learn_costs([(0.0, 0.0), (0.5, 0.0), (0.9, 0.0)])
+    assert min(supernet.costs) >= 0 and supernet.speedup((0.9, 0.9)) > 0

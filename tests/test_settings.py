@@ -211,7 +211,7 @@ def test_values_at_the_edge_are_taken_as_they_are(name, values):
     [
         ("batch_size", 0, "it should be greater than 0; it is 0"),
         ("word_dropout", 1.5, "it should be less than 1; it is 1.5"),
-        ("removed_tokens", "residue", "it should be 'fused' or 'gone'; it is 'residue'"),
+        ("removed_tokens", "residue", "it should be 'fused', 'readable' or 'gone'; it is 'residue'"),
         ("seeds", [1, 1], "it should name nothing twice; it is [1, 1]"),
         ("pruning_methods", "random", "it should be a valid list; it is 'random'"),
         (

@@ -1,0 +1,14 @@
+"""A runner that is killed at any moment and started again ends as if nobody had disturbed it."""
+
+import sys
+
+import pytest
+
+pytest.register_assert_rewrite("kills")
+
+import kills  # noqa: E402
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks processes, as Linux does")
+def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+    assert kills.run(tmp_path, 10) == 10
