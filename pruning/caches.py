@@ -37,6 +37,11 @@ from pruning.tasks import Task
 LAYOUT = b"sequence pruning, cache layout 2\n"
 CACHE = Path("cache")
 SAMPLE_MARK = Path("data/SAMPLE")  # stands in the sample's data/, so that its records can say so
+DTYPES = {  # of the columns
+    **dict.fromkeys(("ids", "second_ids", "second_starts"), torch.int32),
+    **dict.fromkeys(("offsets", "second_offsets"), torch.int64),
+    "labels": torch.float32,
+}
 EXAMPLES: dict[str, type[Examples]] = {"bert": BertExamples, "lstm": LstmExamples}
 
 
@@ -170,12 +175,13 @@ def open_task(model: str, task: Task, prepared_by: str) -> TaskData:
         sound = whole and all(_is_sound(part, task, len(cache["vocabulary"])) for part in splits.values())
         check_sources(cache, path, prepared_by)
         made_from = {name: cache[name] for name in ("task", "model", "settings", "fingerprints")}
+        digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
         details = {name: cache[name] for name in ("vocabulary", "counts", "settings", "sample")}
-    except (KeyError, TypeError, AttributeError):
+        sound = sound and cache["counts"].shape == (len(cache["vocabulary"]),)
+    except (LookupError, TypeError, AttributeError, ValueError):
         sound = False
     if not sound:
         raise UserError(f"{path} does not hold {task.name} for this version. Run: python {prepared_by}")
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return TaskData(task, splits, fingerprint=digest, **details)
 
 
@@ -194,8 +200,9 @@ def open_tasks(model: str, tasks: Sequence[Task], prepared_by: str) -> list[Task
 
 def _is_sound(examples: Examples, task: Task, vocabulary_size: int) -> bool:
     """Whether lengths add up, ids are in the vocabulary and labels are those of the task."""
-    labels = examples.labels
-    good = len(labels) > 0 and _all(labels.isfinite())
+    columns, labels = examples.to_columns(), examples.labels
+    good = all(column.dim() == 1 and column.dtype == DTYPES[name] for name, column in columns.items())
+    good = good and len(labels) > 0 and _all(labels.isfinite())
     if not task.is_regression:
         good = good and _all((labels >= 0) & (labels < task.outputs) & (labels % 1 == 0))
     good = good and all(_fits(part, len(labels), vocabulary_size) for part in examples.sentences())

@@ -94,8 +94,10 @@ def git_commit() -> str | None:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record, whole or not at all. Raises ValueError for NaN or infinity: they are no JSON."""
-    write_text(path, json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    """Writes a record and its checksum, whole or not at all. Raises ValueError for NaN or infinity: they are
+    no JSON."""
+    content = record | {"checksum": key_of(record)}
+    write_text(path, json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,22 +110,21 @@ def read(folder: Path) -> dict[str, Any] | None:
     """The record in a run's folder; None where there is none that is whole and its own."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        is_whole = record.pop("checksum", None) in (None, key_of(record))  # older ones have none
         is_own = record["key"] == key_of(record["key_fields"]) and folder.name.endswith(record["key"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return record if is_own else None
+    return record if is_whole and is_own else None
 
 
 def read_all(model: str) -> list[dict[str, Any]]:
-    """Every record under records/<model>/, by path. Prints a line for a folder that holds no sound one."""
-    found = []
-    for folder in sorted(path.parent for path in (RECORDS / model).glob(f"*/*/{RECORD}")):
-        record = read(folder)
-        if record is None:
-            print(f"{folder}: no record of this project, or a damaged one; left out", file=sys.stderr)
-        else:
-            found.append(record)
-    return found
+    """Every record under records/<model>/, by path, but for damaged ones and those of other projects."""
+    found = map(read, _folders(model))
+    return [record for record in found if record is not None]
+
+
+def _folders(model: str) -> list[Path]:
+    return sorted(path.parent for path in (RECORDS / model).glob(f"*/*/{RECORD}"))
 
 
 # --- The summary -----------------------------------------------------------------------------
@@ -216,6 +217,10 @@ def write_summary(model: str) -> None:
 
 
 def print_table(model: str, keys: Collection[str]) -> None:
-    """Prints the summary of the runs with these keys, as a runner's last words."""
+    """Prints the summary of the runs with these keys, as a runner's last words; before it, a line for each
+    folder that holds no sound record."""
+    for folder in _folders(model):
+        if read(folder) is None:
+            print(f"{folder}: no record of this project, or a damaged one; left out", file=sys.stderr)
     table = markdown(HEADER, summary_rows([r for r in read_all(model) if r["key"] in keys]))
     print(f"\n{table}\n\n{LEGEND}\nAll records: {RECORDS / model / 'summary.md'}")

@@ -49,8 +49,8 @@ def _method(table: Mapping[str, Any], kinds: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Whole = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 Epochs = Annotated[float, Field(gt=0, le=10_000)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import PrepareGlue4Bert
 import PrepareGlue4Lstm
 import RunBert4Glue
 import RunLstm4Glue
-from pruning import records, training
+from pruning import grid, records, training
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 METHODS = ["lstm student", "head", "tail", "random"]
@@ -90,6 +92,31 @@ def test_two_processes_share_a_grid(full_world, monkeypatch, capsys):
     assert len(alone) == 6 and together.keys() == alone.keys()
     for key, record in alone.items():
         assert without_times(together[key]) == without_times(record)
+
+
+def hold(one, method, seconds):
+    """Holds a run for so long, as another process would."""
+    held = threading.Event()
+
+    def work():
+        with grid.claim(one, method, wait=True):
+            held.set()
+            time.sleep(seconds)
+
+    threading.Thread(target=work).start()
+    assert held.wait(10)
+
+
+def test_what_another_process_holds_is_waited_for_only_when_nothing_else_is_left(full_world):
+    """First for the dense model, which everything starts from; and once it is there, last."""
+    PrepareGlue4Bert.main()
+    one = experiment(pruning_methods=["head", "tail"])
+    hold(one, "head", 4)
+    hold(one, "dense", 0.5)
+    began = time.monotonic()
+    seconds = {method: time.monotonic() - began for _, method in grid.unfinished([one])}
+    assert list(seconds) == ["dense", "tail", "head"]
+    assert 0.4 < seconds["dense"] < seconds["tail"] < 3 < seconds["head"]
 
 
 def test_a_killed_process_blocks_nobody_and_leaves_no_temporary_files(full_world, monkeypatch, capsys):
