@@ -108,7 +108,7 @@ def convert(tf_checkpoint_path: str, bert_config_file: str, pytorch_dump_path: s
     encoder, lines = bert_folder.fit(weights, config, checkpoint, config_file)
     converted = encoder | heads
     with caches.whole_file(Path(pytorch_dump_path)) as file:
-        torch.save(converted, file)
+        file.write(caches.as_bytes(converted))
     count = sum(tensor.numel() for tensor in converted.values())
     print(
         *lines,

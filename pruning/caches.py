@@ -92,14 +92,20 @@ def path_of(model: str, task: str) -> Path:
     return CACHE / model / f"{task}.pt"
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a cache, whole or not at all."""
+def as_bytes(content: dict[str, Any]) -> memoryview:
+    """What `torch.save` writes. It is not let near a disk: one that is full it takes for a fault of its own."""
     body = io.BytesIO()
     torch.save(content, body)
-    checksum = hashlib.sha256(body.getbuffer()).hexdigest()
+    return body.getbuffer()
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes a cache, whole or not at all."""
+    body = as_bytes(content)
+    checksum = hashlib.sha256(body).hexdigest()
     with whole_file(path) as file:
         file.write(LAYOUT + checksum.encode() + b"\n")
-        file.write(body.getbuffer())
+        file.write(body)
 
 
 def load(path: Path, prepared_by: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
 
 OF_THE_SYSTEM = {  # what a user can mend: a full or read-only disk, a path that may not be used
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
@@ -31,12 +33,22 @@ def run_script(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\nStopped. What is finished is kept: start the script again to go on.", file=sys.stderr)
+        with suppress(OSError):  # Ctrl-C stops a reader of the output too
+            sys.stdout.flush()
+            print("\nStopped. What is finished is kept: start the script again to go on.", file=sys.stderr)
         os._exit(130)  # at once: threads of a tokenizer or a loader would go on
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _throw_away(sys.stdout, sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in OF_THE_SYSTEM or error.filename is None:
+        if error.errno not in OF_THE_SYSTEM:
             raise
-        raise UserError(f"{error.filename}: {error.strerror}") from None
+        if error.filename is None:  # it was standard output: a file that is written has a UserError
+            _throw_away(sys.stdout)
+        raise UserError(f"{error.filename or 'standard output'}: {error.strerror}") from None
+
+
+def _throw_away(*streams: TextIO) -> None:
+    """Sends what is still to be written nowhere: Python would try again at its end, and complain."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -77,40 +77,45 @@ def start(
     script: str,
     changes: dict[str, Any],
     world: Path,
-    kill_after: float | None = None,
+    kill_after: float = 120,
     by: signal.Signals = signal.SIGKILL,
+    *,
     dies_at_file: int | None = None,
+    output: str = "stdout.txt",
 ) -> Ended:
-    """Runs a script in `world`, with some settings changed.
+    """Runs a script in `world`, with some names in it changed.
 
     Args:
-        kill_after: seconds until the signal `by` is sent; None: never.
+        kill_after: seconds until the signal `by` is sent, unless it has ended.
         dies_at_file: see `watch`.
+        output: where standard output goes; standard error goes to stderr.txt.
     """
     forks = fork_server()
     ready, begin = forks.Pipe(duplex=False)
-    process = forks.Process(target=as_script, args=(begin, script, changes, world, dies_at_file))
+    process = forks.Process(target=as_script, args=(begin, script, changes, world, dies_at_file, output))
     process.start()
     begin.close()
-    ready.recv()
+    with contextlib.suppress(EOFError):  # it ended at once
+        ready.recv()
     began = time.monotonic()
     process.join(kill_after)
     if process.exitcode is None:
         os.kill(process.pid, by)
         process.join(60)
     seconds = time.monotonic() - began
-    said, complained = ((world / f"{name}.txt").read_text() for name in ("stdout", "stderr"))
-    return Ended(process.exitcode, seconds, said, complained)
+    files = (world / name for name in (output, "stderr.txt"))
+    texts = [path.read_text() if path.is_file() else "" for path in files]
+    return Ended(process.exitcode, seconds, *texts)
 
 
 def as_script(
-    begin: Any, script: str, changes: dict[str, Any], world: Path, dies_at_file: int | None
+    begin: Any, script: str, changes: dict[str, Any], world: Path, dies_at_file: int | None, output: str
 ) -> None:
     """What `python <script>.py` does in `world`. Sends a word when it begins."""
     os.chdir(world)
-    for stream in (sys.stdout, sys.stderr):
-        handle = os.open(f"{stream.name.strip('<>')}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, stream.fileno())
+    for number, name in ((1, output), (2, "stderr.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
     gc.freeze()  # every training collects garbage: not among what was imported
     torch.set_num_threads(1)
     module: Any = importlib.import_module(script)
