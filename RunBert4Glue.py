@@ -22,9 +22,12 @@ pruning_schedule = [0, 0, 0.2, 0, 0.3, 0, 0.7, 0, 0, 0, 0, 0]
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency",
 # "gradient x input student", "attention rollout student", "ideal emission rate student", "column mean",
 # "column mean threshold", and the teachers, which are upper bounds: "ideal gradients", "gradient x input",
-# "attention rollout", "ideal emission rate". An entry may also be a list with one for each layer.
+# "attention rollout", "ideal emission rate" (README has them all). An entry may also be a list with one for
+# each layer.
 pruning_methods = ["ideal gradients student", "random"]
-removed_tokens = "fused"  # their mean, through a trained matrix, joins [CLS]; "gone": as in 2020
+# "fused": their mean, through a trained matrix, joins [CLS]; "readable": they are no longer updated, but
+# later layers read their last states; "gone": nothing sees them again, as in 2020.
+removed_tokens = "fused"
 task_names = None  # every task that is prepared; or a list: ["cola", "sst-2", "mrpc", "sts-b", "qqp", …]
 seeds = [0]  # everything is run once for each
 training_rows = None  # rows drawn from the training set; None: all of them

@@ -93,7 +93,7 @@ def path_of(model: str, task: str) -> Path:
 
 
 def as_bytes(content: dict[str, Any]) -> memoryview:
-    """What `torch.save` writes. It is not let near a disk: one that is full it takes for a fault of its own."""
+    """What `torch.save` writes; of a full disk it would make a RuntimeError."""
     body = io.BytesIO()
     torch.save(content, body)
     return body.getbuffer()

@@ -24,7 +24,10 @@ PRUNERS: dict[str, Callable[[PrunerConfig], Pruner]] = {
     "column mean": pruners.ColumnMeanPruner,
     "column mean threshold": pruners.ThresholdPruner,
 }
-NEED_ATTENTION = ("column mean", "column mean threshold")  # not before an LSTM
+BERT_ONLY = (
+    "column mean",
+    "column mean threshold",
+)  # they read states or the next layer, which an LSTM gives students alone
 
 
 def methods_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str, Callable[..., Pruner]]:
@@ -37,7 +40,7 @@ def methods_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str
 
 
 BERT_METHODS = methods_of(PRUNERS, BERT_TEACHERS)
-LSTM_METHODS = methods_of([name for name in PRUNERS if name not in NEED_ATTENTION], LSTM_TEACHERS)
+LSTM_METHODS = methods_of([name for name in PRUNERS if name not in BERT_ONLY], LSTM_TEACHERS)
 
 
 def build_pruner(method: str, methods: dict[str, Callable[..., Pruner]], config: PrunerConfig) -> Pruner:

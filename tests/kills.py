@@ -78,7 +78,7 @@ def start(
     changes: dict[str, Any],
     world: Path,
     kill_after: float = 120,
-    by: signal.Signals = signal.SIGKILL,
+    by: str = "SIGKILL",
     *,
     dies_at_file: int | None = None,
     output: str = "stdout.txt",
@@ -100,7 +100,7 @@ def start(
     began = time.monotonic()
     process.join(kill_after)
     if process.exitcode is None:
-        os.kill(process.pid, by)
+        os.kill(process.pid, signal.Signals[by])
         process.join(60)
     seconds = time.monotonic() - began
     files = (world / name for name in (output, "stderr.txt"))
@@ -145,6 +145,12 @@ def watch(dies_at_file: int | None) -> None:
                 os._exit(99)
 
     sys.addaudithook(look)
+
+
+def ctrl_c(*_: Any) -> None:
+    """In place of a function of a script, Ctrl-C while it works."""
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
 
 
 # --- A grid that is killed until it finishes -------------------------------------------------
@@ -210,7 +216,7 @@ def kill_until_it_finishes(
             moment = chance.randint(1, 6)
             ended = start(script, settings, world, dies_at_file=moment)
         else:
-            ended = start(script, settings, world, kill_after=moment, by=signal.Signals[by])
+            ended = start(script, settings, world, kill_after=moment, by=by)
         skipped = {line.split(" is there: ")[0] for line in ended.said.splitlines() if " is there: " in line}
         if ended.status == 0:
             assert skipped == before
