@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
+pytest.register_assert_rewrite("kills")
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification  # noqa: E402
 from pruning.methods import set_frequencies  # noqa: E402

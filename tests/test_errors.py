@@ -1,6 +1,7 @@
 """At the edge of a script: what the system refuses, and Ctrl-C, end it in one sentence."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import kills
 import pytest
 import torch
-from conftest import ROOT, write_task
+from conftest import ROOT, tiny_config, write_task
 from running import BERT
 
 import PrepareGlue4Bert
@@ -163,6 +164,8 @@ def test_a_disk_too_small_for_converted_weights_is_named(world, monkeypatch):
     import ConvertBert4Torch  # and with it TensorFlow
 
     weights = torch.load("bert/pytorch_model.bin")
+    weights["embeddings.word_embeddings.weight"] = torch.rand(4_000, 32)
+    (world / "bert/config.json").write_text(json.dumps(tiny_config(vocab_size=4_000)))
     monkeypatch.setattr(ConvertBert4Torch, "read_checkpoint", lambda _: weights)
     with disk(world / "cache", "size=96k"), pytest.raises(UserError) as error:
         ConvertBert4Torch.convert("bert/model.ckpt", "bert/config.json", "cache/pytorch_model.bin")

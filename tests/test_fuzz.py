@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from running import BERT, experiment, found, runner
 from test_caches import WORDS, columns, prepared
@@ -114,20 +114,19 @@ ANYTHING = st.one_of(
     *(LEAVES, TENSORS, st.lists(LEAVES | TENSORS, max_size=3)),
     st.dictionaries(st.sampled_from(["train", "dev", "ids", "x"]), LEAVES | TENSORS, max_size=3),
 )
+OTHER_TENSORS = st.sampled_from(  # made from the one that is there
+    [
+        *(lambda column, kind=kind: column.to(kind) for kind in TYPES),
+        *(lambda column, shape=shape: column.reshape(shape) for shape in ((-1, 1), (1, -1))),
+        lambda column: column[:-1],
+        lambda column: column.flip(0),
+        lambda column: torch.cat([column, column[:1]]),
+    ]
+)
 
 
-@cases(150)
-@given(model=st.sampled_from(["bert", "lstm"]), place=st.integers(0, 30), value=ANYTHING)
-def test_a_cache_of_other_content_is_opened_or_refused(in_tmp, model, place, value):
-    """As another version of the script may write it: whole, but not what this one expects."""
-    written = prepared(model)
-    dev = written["splits"]["dev"]
-    content, name = [
-        *((dev, name) for name in [*dev, "second_ids", "more"]),
-        *((written["splits"], name) for name in ["train", "dev", "test"]),
-        *((written, name) for name in [*written, "more"]),
-    ][place % (len(dev) + len(written) + 6)]
-    content[name] = value
+def open_or_refuse(model, written):
+    """Opens a cache, and makes a batch of it, unless it is refused in a sentence that names the script."""
     caches.save(caches.path_of(model, "mrpc"), written)
     try:
         data = caches.open_task(model, GLUE["mrpc"], PREPARE)
@@ -139,7 +138,35 @@ def test_a_cache_of_other_content_is_opened_or_refused(in_tmp, model, place, val
         batch = examples.take(torch.arange(4)).batch(torch.arange(4))
         ids = batch["input_ids" if model == "bert" else "ids"]
         assert ids.shape[0] == 4 and 0 <= int(ids.min()) <= int(ids.max()) < WORDS
-        assert ids.dtype == torch.int64 and examples.labels.dtype == torch.float32
+        kinds = {name: column.dtype for name, column in examples.to_columns().items()}
+        assert kinds == {name: column.dtype for name, column in columns(model).items()}
+
+
+@cases(150)
+@given(model=st.sampled_from(["bert", "lstm"]), place=st.integers(0, 30), value=ANYTHING)
+def test_a_cache_of_other_content_is_opened_or_refused(in_tmp, model, place, value):
+    """As another version of the script may write it: whole, but not what this one expects."""
+    written = prepared(model)
+    splits, dev = written["splits"], written["splits"]["dev"]
+    contents = (
+        (dev, [*dev, "second_ids", "more"]),
+        (splits, [*splits, "test"]),
+        (written, [*written, "more"]),
+    )
+    places = [(content, name) for content, names in contents for name in names]
+    content, name = places[place % len(places)]
+    content[name] = value
+    open_or_refuse(model, written)
+
+
+@cases(150)
+@given(model=st.sampled_from(["bert", "lstm"]), place=st.integers(0, 19), other=OTHER_TENSORS)
+def test_a_cache_with_another_column_is_opened_or_refused(in_tmp, model, place, other):
+    written = prepared(model)
+    dev = written["splits"]["dev"]
+    name = [*dev][place % len(dev)]
+    dev[name] = other(dev[name])
+    open_or_refuse(model, written)
 
 
 # --- Records ---------------------------------------------------------------------------------
@@ -267,6 +294,7 @@ PLAIN = LEAVES | WHOLE | GOOD | ODD_VALUES
 LISTS = st.lists(PLAIN | st.lists(PLAIN, max_size=3), max_size=4)
 BY_TASK = st.dictionaries(st.sampled_from(["sst-2", "other", "agnews", "sst2", 0]), PLAIN | LISTS, max_size=3)
 NAMES = st.text("abcdefgh_éß漢", min_size=1, max_size=8)
+PLACES = {name: place for place, name in enumerate(BertSettings.model_fields)}
 
 
 @pytest.fixture
@@ -293,6 +321,7 @@ def idle(full_world, monkeypatch):
     new_name=NAMES,
     value=PLAIN | LISTS | BY_TASK,
 )
+@example(script=RunBert4Glue, place=PLACES["augmented_copies"], new_name="x", value=10**400)
 def test_any_value_of_any_setting_is_taken_or_refused_in_one_sentence(
     idle, monkeypatch, script, place, new_name, value
 ):

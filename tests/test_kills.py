@@ -2,11 +2,8 @@
 
 import sys
 
+import kills
 import pytest
-
-pytest.register_assert_rewrite("kills")
-
-import kills  # noqa: E402
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks processes, as Linux does")
