@@ -23,8 +23,8 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
     processes = accelerator.num_processes
     if processes > 1 and not in_several_processes:
         raise UserError("this script runs in one process: start it with python, not with accelerate launch")
-    several = f", {processes} processes" if processes > 1 else ""
-    name = f"{device_name(accelerator.device)}{several}"
+    number = f"{processes} process{'es' if processes > 1 else ''}"  # a launcher may start fewer than asked for
+    name = f"{device_name(accelerator.device)}, {number}"
     say(f"Device: {name}. Precision of the training: {precision_name(accelerator)}, {why}.")
     return accelerator
 
