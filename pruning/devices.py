@@ -23,7 +23,7 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
     processes = accelerator.num_processes
     if processes > 1 and not in_several_processes:
         raise UserError("this script runs in one process: start it with python, not with accelerate launch")
-    number = f"{processes} process{'es' if processes > 1 else ''}"  # a launcher may start fewer than asked for
+    number = f"{processes} process{'es' if processes > 1 else ''}"  # a launcher may start fewer than asked
     name = f"{device_name(accelerator.device)}, {number}"
     say(f"Device: {name}. Precision of the training: {precision_name(accelerator)}, {why}.")
     return accelerator
