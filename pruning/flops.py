@@ -7,27 +7,39 @@ sees padding too. (PyTorch's own counter reports 0 for fused attention on a CPU 
 H units, I units of the feed-forward, n tokens.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pruning import selection
-from pruning.layers import FastPaths
+from pruning.layers import FastPaths, absorbing_pays
 from pruning.unpadding import Unpadding
 
 Batch = dict[str, Tensor]
 
 
 def bert_layer(config: Any, tokens: int, updated: int | None = None, absorbed: bool = True) -> int:
-    """One encoder layer on one sequence of n tokens, of which q are updated: 4q(H² + HI), and for keys,
-    values and attention 4nH² + 4qnH; or, where that is less, 4qH² + 4hqnH: h heads, `absorbed`."""
-    q = tokens if updated is None else updated
+    """One encoder layer on one sequence, see `bert_layer_of`. updated: None for all tokens."""
+    return bert_layer_of(config, [(1, tokens, tokens if updated is None else updated)], absorbed)
+
+
+def bert_layer_of(config: Any, groups: Sequence[tuple[int, int, int]], absorbed: bool) -> int:
+    """One encoder layer on a batch. For a sequence of n tokens, of which q are updated: 4q(H² + HI), and for
+    keys, values and attention 4nH² + 4qnH; or, h heads, 4qH² + 4hqnH where the layer absorbs them.
+
+    Args:
+        groups: as in `Unpadding`.
+        absorbed: whether the layer may; it does where that pays.
+    """
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    attention = tokens * hidden * (hidden + q)
-    if absorbed:
-        attention = min(attention, q * hidden * (hidden + heads * tokens))
-    return 4 * (q * (hidden**2 + hidden * inner) + attention)
+    absorbs = absorbed and absorbing_pays(hidden, heads, groups)
+    total = 0
+    for rows, n, q in groups:
+        attention = q * (hidden + heads * n) if absorbs else n * (hidden + q)
+        total += 4 * rows * hidden * (q * (hidden + inner) + attention)
+    return total
 
 
 def bert_head(config: Any) -> int:
@@ -71,9 +83,8 @@ def pruned_bert(model: Any, batch: Batch) -> int:
             groups = Unpadding.of(read_mask, read, unpad=False).groups
         for layer in range(start, end):
             alone = paths.cls_only and layer == config.num_hidden_layers - 1
-            total += sum(
-                rows * bert_layer(config, n, 1 if alone else q, paths.absorbed) for rows, n, q in groups
-            )
+            asked = [(rows, n, 1 if alone else q) for rows, n, q in groups]
+            total += bert_layer_of(config, asked, paths.absorbed)
     return total
 
 

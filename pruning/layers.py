@@ -120,7 +120,8 @@ def _run_layer(
     if queries is not None:
         states = states.index_select(0, queries)
     query = _linear(attention.self.query, states, paths)
-    if paths.absorbed and may_absorb(attention.self) and absorbing_pays(attention.self, unpadding.groups):
+    sizes = attention.self.all_head_size, attention.self.num_attention_heads
+    if paths.absorbed and may_absorb(attention.self) and absorbing_pays(*sizes, unpadding.groups):
         context = absorbed(attention.self, query, read, unpadding)
     else:
         key, value = (_linear(part, read, paths) for part in (attention.self.key, attention.self.value))
@@ -216,9 +217,8 @@ def may_absorb(attention: BertSelfAttention) -> bool:
     return plain and not (attention.training and attention.dropout.p > 0)
 
 
-def absorbing_pays(attention: BertSelfAttention, groups: Sequence[tuple[int, int, int]]) -> bool:
-    """Whether it takes fewer products, of sequences with n tokens of which q are updated: 2qH² + 2hqnH for h
-    heads, not 2nH² + 2qnH."""
-    hidden, heads = attention.all_head_size, attention.num_attention_heads
+def absorbing_pays(hidden: int, heads: int, groups: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether it takes a layer fewer products, for `Unpadding.groups` with n tokens of which q are updated:
+    2qH² + 2hqnH for h heads, not 2nH² + 2qnH."""
     by_absorbing = sum(rows * q * (hidden + heads * n) for rows, n, q in groups)
     return by_absorbing < sum(rows * n * (hidden + q) for rows, n, q in groups)

@@ -24,10 +24,8 @@ PRUNERS: dict[str, Callable[[PrunerConfig], Pruner]] = {
     "column mean": pruners.ColumnMeanPruner,
     "column mean threshold": pruners.ThresholdPruner,
 }
-BERT_ONLY = (
-    "column mean",
-    "column mean threshold",
-)  # they read states or the next layer, which an LSTM gives students alone
+# These read states or the next layer, which an LSTM's pruners do not get (but for students).
+BERT_ONLY = ("column mean", "column mean threshold")
 
 
 def methods_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str, Callable[..., Pruner]]:

@@ -119,12 +119,13 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def read_all(model: str) -> list[dict[str, Any]]:
     """Every record under records/<model>/, by path, but for damaged ones and those of other projects."""
-    found = map(read, _folders(model))
-    return [record for record in found if record is not None]
+    return [record for record in _by_folder(model).values() if record is not None]
 
 
-def _folders(model: str) -> list[Path]:
-    return sorted(path.parent for path in (RECORDS / model).glob(f"*/*/{RECORD}"))
+def _by_folder(model: str) -> dict[Path, dict[str, Any] | None]:
+    """Folder → its record, None where that is damaged or foreign."""
+    folders = sorted(path.parent for path in (RECORDS / model).glob(f"*/*/{RECORD}"))
+    return {folder: read(folder) for folder in folders}
 
 
 # --- The summary -----------------------------------------------------------------------------
@@ -219,8 +220,9 @@ def write_summary(model: str) -> None:
 def print_table(model: str, keys: Collection[str]) -> None:
     """Prints the summary of the runs with these keys, as a runner's last words; before it, a line for each
     folder that holds no sound record."""
-    for folder in _folders(model):
-        if read(folder) is None:
+    by_folder = _by_folder(model)
+    for folder, record in by_folder.items():
+        if record is None:
             print(f"{folder}: no record of this project, or a damaged one; left out", file=sys.stderr)
-    table = markdown(HEADER, summary_rows([r for r in read_all(model) if r["key"] in keys]))
+    table = markdown(HEADER, summary_rows([r for r in by_folder.values() if r and r["key"] in keys]))
     print(f"\n{table}\n\n{LEGEND}\nAll records: {RECORDS / model / 'summary.md'}")

@@ -27,7 +27,7 @@ from unittest import mock
 
 import torch
 from conftest import ROOT, make_world, write_data
-from running import BERT, LSTM
+from running import BERT, LSTM, without_times
 
 from pruning import caches, errors, records
 
@@ -39,7 +39,6 @@ RUNNERS = {
     "LSTM": ("RunLstm4Glue", LSTM | {"task_names": ["sst-2"]}),
 }
 KEPT = ("models", "teachers")  # in cache/<model>/, by a runner
-OF_THE_CLOCK = ("wall_seconds", "environment", "timings")  # in a record
 STOPPED = "\nStopped. What is finished is kept: start the script again to go on.\n"
 
 
@@ -181,7 +180,7 @@ def made(world: Path, model: str) -> dict[Path, Any]:
         if path.name == records.RECORD:
             record = records.read(path.parent)
             assert record is not None, f"{path} is damaged"
-            same = {name: value for name, value in record.items() if name not in OF_THE_CLOCK}
+            same = without_times(record)
         found[path.relative_to(world)] = same
     return found
 

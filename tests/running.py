@@ -50,3 +50,11 @@ def experiment(**changes):
     [data] = bert.open_tasks(pretrained, [GLUE["sst-2"]])
     models = bert.Bert(pretrained, data, values, block.script)
     return grid.Experiment(models, data, values, 0, devices.pick_device())
+
+
+def without_times(record):
+    """A record, less what differs from run to run."""
+    timings = record["timings"] or {}
+    flops = {name: row["flops"] for name, row in timings.items()}
+    left_out = ("wall_seconds", "environment")
+    return {name: value for name, value in record.items() if name not in left_out} | {"timings": flops}

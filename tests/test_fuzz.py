@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from running import BERT, experiment, found, runner
+from running import BERT, experiment, found, runner, without_times
 from test_caches import WORDS, columns, prepared
 
 import PrepareGlue4Bert
@@ -214,11 +214,6 @@ ODD = {
 CHANGES = damages() | other_values() | st.sampled_from([*ODD.values()])
 
 
-def as_left(record):
-    """A record, less what differs from run to run."""
-    return {k: v for k, v in record.items() if k not in ("wall_seconds", "environment", "timings")}
-
-
 @cases(100)
 @given(method=st.sampled_from(["dense", "head"]), change=CHANGES)
 def test_a_damaged_record_is_left_out_of_the_summary_and_its_run_is_due(finished, capsys, method, change):
@@ -266,7 +261,7 @@ def test_damaged_records_are_made_again_and_those_of_others_stay(bert, full_worl
     capsys.readouterr()
     bert()
     after, (said, complained) = found("BERT"), capsys.readouterr()
-    assert {m: as_left(r) for m, r in after.items()} == {m: as_left(r) for m, r in before.items()}
+    assert {m: without_times(r) for m, r in after.items()} == {m: without_times(r) for m, r in before.items()}
     assert all(said.count(f"sst-2, {method}, seed 0: ") == 1 for method in ("dense", "head"))
     for name in ("somebody", "copied-seed0-00000000"):
         assert complained.count(f"records/BERT/sst-2/{name}: no record of this project") == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from running import BERT, LSTM, experiment, found, runner
+from running import BERT, LSTM, experiment, found, runner, without_times
 
 import PrepareGlue4Bert
 import PrepareGlue4Lstm
@@ -49,14 +49,6 @@ def wait_for_line(process, words):
         if words in line:
             return
     pytest.fail(process.communicate()[1][-3000:])
-
-
-def without_times(record):
-    """A record, less what differs from run to run."""
-    timings = record["timings"] or {}
-    flops = {name: row["flops"] for name, row in timings.items()}
-    left_out = ("wall_seconds", "environment")
-    return {name: value for name, value in record.items() if name not in left_out} | {"timings": flops}
 
 
 # --- A grid in two processes -----------------------------------------------------------------
