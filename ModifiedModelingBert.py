@@ -1,13 +1,12 @@
-"""Transformers' BERT with pruners between its layers: the patched modeling_bert that the scripts share.
-
-It is imported from here; no file of the installed library is overwritten.
+"""Transformers' BERT with pruners between its layers: the patched modeling_bert that the scripts share. It is
+imported from here; no file of the installed library is overwritten.
 
     model = PrunedBertForSequenceClassification.from_pretrained(
         "bert", num_labels=2, pruning_schedule=[0, 0, 0.5, 0, 0.5, 0], pruning_methods="head")
 
 Modifications of transformers 5.23, class by class:
 
-    PrunedBertConfig                     four more fields, saved in config.json
+    PrunedBertConfig                     a model_type and four fields more, saved in config.json
     PrunedBertEncoder.forward            the loop over the layers: before a layer with a pruner, tokens are
                                          scored, chosen and gathered; layers between two pruners run on the
                                          fast paths of `pruning.layers`, in place of BertLayer.forward
@@ -27,7 +26,7 @@ Shapes: B examples, T positions, H units, L layers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -63,7 +62,15 @@ class PrunedBertConfig(BertConfig):
     pruning_seed: int = 0
     removed_tokens: Literal["fused", "readable", "gone"] = "fused"
 
+    model_type = "pruned_bert"
     keys_to_ignore_at_inference: ClassVar = ["kept", "pruning_loss"]  # Trainer collects everything else
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        if fields.get("model_type") == "bert":  # a stock BERT is as welcome as a pruned one
+            fields["model_type"] = cls.model_type
+        return fields, unused
 
 
 @dataclass
@@ -97,10 +104,6 @@ class PrunedBertEncoder(BertEncoder):
         fast_paths: see `layers`; None runs the stock layers.
     """
 
-    schedule: list[float]
-    training_rates: list[float] | None
-    fast_paths: FastPaths | None
-
     def __init__(self, config: PrunedBertConfig):
         super().__init__(config)
         layers = config.num_hidden_layers
@@ -114,8 +117,8 @@ class PrunedBertEncoder(BertEncoder):
                 self.pruners[str(layer)] = BERT_METHODS[method](known)
         fused = self.pruners if config.removed_tokens == "fused" else ()
         self.fusions = nn.ModuleDict({layer: TokenFusion(config.hidden_size) for layer in fused})
-        self.training_rates = None
-        self.fast_paths = FastPaths()
+        self.training_rates: list[float] | None = None
+        self.fast_paths: FastPaths | None = FastPaths()
 
     def rates(self) -> list[float]:
         """One rate for each layer, as the next pass will prune."""
@@ -140,7 +143,7 @@ class PrunedBertEncoder(BertEncoder):
             hidden_states: (B, T, H) embeddings.
             attention_mask: (B, T), 1 at real tokens, or None where all are real.
             input_ids: (B, T), for the pruners that look at them.
-            teacher_scores: layer → (B, T) of the whole sentences; see `teachers.teacher_scores`.
+            teacher_scores: layer → (B, T) of the whole sentences; see `teachers.score`.
             only_first: the output at [CLS] is enough: last_hidden_state may be (B, 1, H).
 
         Raises:
@@ -175,15 +178,10 @@ class PrunedBertEncoder(BertEncoder):
 
     def _prune(self, layer: int, tokens: Tokens, scores: Tensor | None) -> tuple[Tokens, Tensor | None]:
         """The tokens that stay for a layer, and the loss of a student in training."""
-        return prune(
-            self.pruners[str(layer)],  # type: ignore[arg-type]
-            tokens,
-            self.rates()[layer],
-            keep_first=True,
-            layer=self.layer[layer],
-            teacher_scores=scores,
-            fusion=self.fusions[str(layer)] if self.fusions else None,  # type: ignore[arg-type]
-        )
+        pruner: Any = self.pruners[str(layer)]
+        fusion: Any = self.fusions[str(layer)] if self.fusions else None
+        known = {"layer": self.layer[layer], "teacher_scores": scores, "fusion": fusion}
+        return prune(pruner, tokens, self.rates()[layer], keep_first=True, **known)
 
 
 class _PrunedBert:

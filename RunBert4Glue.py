@@ -18,6 +18,7 @@ from pruning.tasks import GLUE
 # that is thrown away before that layer. 0 builds no pruner there. Or "half", "third", "fifth": a list
 # that keeps so much of the work, for any number of layers.
 pruning_schedule = [0, 0, 0.2, 0, 0.3, 0, 0.7, 0, 0, 0, 0, 0]
+layers = None  # of a pruned model: the first so many of the BERT's, with as many rates; None: all of them
 
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency",
 # "gradient x input student", "attention rollout student", "ideal emission rate student", "column mean",
@@ -46,6 +47,7 @@ evaluation_batch_size = 64
 timing_examples = 128  # of the dev set, at even distances
 timing_passes = 3
 shown_examples = 20  # sentences on the page beside each record
+save_models = True  # keep each run's model beside its record
 # ----------------------------------------------------------------------------------------------
 
 
@@ -60,9 +62,9 @@ def main() -> None:
     experiments = []  # one for each task and seed
     for data in bert.open_tasks(pretrained, [GLUE[name] for name in names]):
         values = chosen[data.task.name]
-        models = bert.Bert(pretrained, data, values, block.script)
-        devices.say(f"Schedule of {data.task.name}: {models}")
-        experiments += [grid.Experiment(models, data, values, seed, accelerator) for seed in values.seeds]
+        builder = bert.Bert(pretrained, data, values, block.script)
+        devices.say(f"Schedule of {data.task.name}: {builder}")
+        experiments += [grid.Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
 
     for experiment, method in grid.unfinished(experiments):
         trained = experiment.train(method)  # "dense": fine-tuned from bert/; a pruned one: from the dense

@@ -30,6 +30,7 @@ evaluation_batch_size = 256
 timing_examples = 512  # of the dev set, at even distances
 timing_passes = 5
 shown_examples = 20  # sentences on the page beside each record
+save_models = True  # keep each run's model beside its record
 # ----------------------------------------------------------------------------------------------
 
 
@@ -38,8 +39,8 @@ def main() -> None:
     values = settings.Block.read(globals(), settings.LstmSettings).for_task(AGNEWS.name)
 
     data = caches.open_task("lstm", AGNEWS, "PrepareAgnews4Lstm.py")
-    models = lstm.Lstm(data, values.target_prune_rate)
-    experiments = [grid.Experiment(models, data, values, seed, accelerator) for seed in values.seeds]
+    builder = lstm.Lstm(data, values.target_prune_rate)
+    experiments = [grid.Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
 
     for experiment in experiments:
         results.record_bag_of_words(experiment)

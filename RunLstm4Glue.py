@@ -31,6 +31,7 @@ evaluation_batch_size = 256
 timing_examples = 512  # of the dev set, at even distances
 timing_passes = 5
 shown_examples = 20  # sentences on the page beside each record
+save_models = True  # keep each run's model beside its record
 # ----------------------------------------------------------------------------------------------
 
 
@@ -43,8 +44,8 @@ def main() -> None:
     experiments = []  # one for each task and seed
     for data in caches.open_tasks("lstm", [GLUE[name] for name in names], "PrepareGlue4Lstm.py"):
         values = chosen[data.task.name]
-        models = lstm.Lstm(data, values.target_prune_rate)
-        experiments += [grid.Experiment(models, data, values, seed, accelerator) for seed in values.seeds]
+        builder = lstm.Lstm(data, values.target_prune_rate)
+        experiments += [grid.Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
 
     for experiment in experiments:
         results.record_bag_of_words(experiment)

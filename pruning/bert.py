@@ -1,26 +1,34 @@
 """What is special to BERT in the grid: how it starts, what is built, which teachers it has."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification
-from pruning import bert_folder, caches, flops, methods, schedules, selection
+from pruning import bert_folder, caches, flops, methods, schedules, selection, wordpieces
 from pruning.batches import Examples
 from pruning.caches import TaskData
 from pruning.devices import say
 from pruning.errors import UserError
 from pruning.settings import BertSettings
-from pruning.tasks import Task
+from pruning.tasks import Rows, Task
 from pruning.teachers import BERT_TEACHERS, Place
 
 State = Mapping[str, Tensor]
 PREPARED_BY = "PrepareGlue4Bert.py"
+ROOT = Path(__file__).resolve().parent.parent
+CODE = (  # what a saved model runs elsewhere: these import each other and installed packages
+    ROOT / "ModifiedModelingBert.py",
+    *(ROOT / "pruning" / f"{module}.py" for module in ("selection", "losses", "teachers", "pruners")),
+    *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "unpadding")),
+)
+OF_PRUNING = ("pruning_schedule", "pruning_methods", "pruning_seed", "removed_tokens", "model_type")
 
 
 @dataclass
@@ -66,15 +74,20 @@ class Bert:
     def __init__(self, pretrained: Pretrained, data: TaskData, settings: BertSettings, script: str):
         """Raises UserError, which names `script`, for a schedule or a list of methods that does not fit."""
         self.pretrained, self.data, self.layers = pretrained, data, pretrained.layers
-        self.schedule = rates(settings, self.layers, data.task.kind, script)
+        self.depth = settings.layers or self.layers  # of pruned models
+        if self.depth > self.layers:
+            raise UserError(f"layers in {script} is {self.depth}, and the BERT in bert/ has {self.layers}")
+        self.schedule = rates(settings, self.depth, data.task.kind, script)
         self.removed_tokens = settings.removed_tokens
         self.key_fields = pretrained.key_fields
-        self.pruning_fields = {"pruning": self.schedule, "removed_tokens": self.removed_tokens}
+        of_pruning = {"removed_tokens": self.removed_tokens, "layers": self.depth}
+        self.pruning_fields: dict[str, Any] = {"pruning": self.schedule, **of_pruning}
         self.pruning_text = str(self.schedule)
         self.pruned_layers = [f"layer {layer}" for layer, rate in enumerate(self.schedule) if rate > 0]
 
     def __str__(self) -> str:
-        return f"{self.schedule}, which keeps {schedules.token_layers(self.schedule):.0%} of the token-layers"
+        kept = schedules.token_layers(self.schedule) * self.depth / self.layers
+        return f"{self.schedule}, which keeps {kept:.0%} of the token-layers"
 
     def build(
         self, method: str | list[str] | None, seed: int, state: State | None = None
@@ -83,6 +96,7 @@ class Bert:
         config: Any = PrunedBertConfig(**self.pretrained.config)
         config.num_labels = self.data.task.outputs
         if method is not None:
+            config.num_hidden_layers = self.depth
             config.pruning_schedule = self.schedule
             config.pruning_methods = method
             config.pruning_seed = seed
@@ -101,21 +115,15 @@ class Bert:
 
     def teachers_of(self, method: str | list[str]) -> dict[Place, str]:
         """Which layer needs which teacher's scores."""
-        by_layer = methods.methods_by_layer(method, self.layers)
+        by_layer = methods.methods_by_layer(method, self.depth)
         pruned = [layer for layer, rate in enumerate(self.schedule) if rate > 0]
         return {layer: name for layer in pruned if (name := methods.teacher_of(by_layer[layer]))}
 
     def sentences(
         self, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
     ) -> list[dict[str, list]]:
-        """One example for the page: its words, and the layer before which each was dropped (None: never).
-        kept: of a model's output; None of a dense one."""
-        words = [self.data.vocabulary[i] for i in examples.ids.row(row)]
-        dropped: list[str | None] = [None] * len(words)
-        for layer in reversed(range(self.layers if kept else 0)):
-            alive = set(kept[layer][row].tolist())  # type: ignore[index]
-            dropped = [before if i in alive else f"layer {layer}" for i, before in enumerate(dropped)]
-        return [{"words": words, "dropped": dropped}]
+        """See the function of this name."""
+        return sentences(self.data.vocabulary, examples, row, kept)
 
     @property
     def flops_of(self) -> dict[str, Any]:
@@ -128,11 +136,59 @@ class Bert:
         stock = stock_copy(dense)
         return {"dense, padded to 128": stock, "dense, stock": stock, "dense, ours": dense}
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights of a model take."""
+        return sum(tensor.nbytes for tensor in self.pretrained.weights.values())
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Writes what transformers needs to load the model: a dense one is stock BERT, a pruned one has its
+        code beside it."""
+        task = self.data.task
+        if model.config.pruning_schedule is None:
+            model = stock_copy(model)
+        else:
+            name = CODE[0].stem
+            classes = {"AutoConfig": "PrunedBertConfig"}
+            classes["AutoModelForSequenceClassification"] = "PrunedBertForSequenceClassification"
+            model.config.auto_map = {auto: f"{name}.{own}" for auto, own in classes.items()}
+            for path in CODE:
+                text = path.read_text(encoding="utf-8")
+                beside = re.sub(r"^from pruning\.(\w+) import", r"from .\1 import", text, flags=re.MULTILINE)
+                (folder / path.name).write_text(beside, encoding="utf-8")
+        model.config.update(task.config_fields)
+        model.save_pretrained(folder)
+        wordpieces.build_tokenizer(self.data.vocabulary, self.data.settings).save_pretrained(folder)
+
+
+def load(folder: Path, _config: Any) -> tuple[nn.Module, list[str], Callable[[Rows], Examples]]:
+    """What `Bert.save` wrote: the model, its vocabulary, and what turns rows into its input."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = PrunedBertForSequenceClassification.from_pretrained(folder, local_files_only=True)
+    tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = tokenizer.get_vocab()
+    return model, sorted(ids, key=ids.__getitem__), lambda rows: wordpieces.encode(rows, tokenizer, None)
+
+
+def sentences(
+    vocabulary: Sequence[str], examples: Examples, row: int, kept: tuple[Tensor, ...] | None
+) -> list[dict[str, list]]:
+    """One example as people read it: its words, and the layer before which each was dropped (None: never).
+    kept: of a model's output; None of a dense one."""
+    words = [vocabulary[i] for i in examples.ids.row(row)]
+    dropped: list[str | None] = [None] * len(words)
+    for layer, positions in reversed([*enumerate(kept or ())]):
+        alive = set(positions[row].tolist())
+        dropped = [before if i in alive else f"layer {layer}" for i, before in enumerate(dropped)]
+    return [{"words": words, "dropped": dropped}]
+
 
 def stock_copy(dense: Any) -> BertForSequenceClassification:
     """The same weights in transformers' own model."""
+    fields = {name: value for name, value in dense.config.to_dict().items() if name not in OF_PRUNING}
     state = own_copy(dense.state_dict())
-    return BertForSequenceClassification.from_pretrained(None, config=dense.config, state_dict=state)
+    return BertForSequenceClassification.from_pretrained(None, config=BertConfig(**fields), state_dict=state)
 
 
 def own_copy(state: State) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ from pruning.errors import UserError
 
 BERT = Path("bert")
 HOW_TO_GET_BERT = (
-    'Download a BERT as README says ("The manual, step by step"), unzip it to bert/ and, if it is '
-    "a TensorFlow one, run ConvertBert4Torch.py"
+    "Run: python -m pruning.download bert (or: make bert). By hand: bert/README.md says how; "
+    "a TensorFlow one is converted by ConvertBert4Torch.py"
 )
 WEIGHTS = (
     BERT / "pytorch_model.bin",
@@ -55,7 +55,7 @@ def _first_of(paths: Iterable[Path], lacking: str) -> Path:
 def read_vocabulary() -> list[str]:
     """The words of bert/vocab.txt; the line number (from 0) is the id.
 
-    Raises UserError if it cannot be read, is empty, or has a word twice.
+    Raises UserError if it cannot be read, is empty, has a word twice, or lacks a special token of BERT.
     """
     path = vocabulary_path()
     try:
@@ -69,6 +69,9 @@ def read_vocabulary() -> list[str]:
     for line, word in enumerate(words, start=1):
         if lines.setdefault(word, line) != line:
             raise UserError(f"{path} has the word {word!r} twice, in lines {lines[word]} and {line}")
+    for special in ("[CLS]", "[SEP]", "[UNK]", "[PAD]"):
+        if special not in lines:
+            raise UserError(f"{path} is no BERT vocabulary: no {special}")
     return words
 
 

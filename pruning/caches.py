@@ -6,7 +6,7 @@ or not at all. A prepared task holds
 
     task, model   "mrpc", "bert"
     settings      of the Prepare script (length limit, casing, size of the vocabulary)
-    fingerprints  file → SHA-256, of everything that the cache was made from
+    fingerprints  file → SHA-256, of everything that the cache was made from; the table's entry among it
     sample        whether the data is the project's own sample
     vocabulary    list of words; the place in it is the id
     counts        (V,) int64, how often each id stands in the training text
@@ -19,6 +19,7 @@ import json
 import os
 import pickle
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ def fingerprints(paths: Iterable[Path]) -> dict[str, str]:
     return {path.as_posix(): fingerprint(path) for path in paths}
 
 
+def fingerprint_of_entry(task: Task) -> dict[str, str]:
+    """The task's entry in the table (columns, classes, files), named and hashed as if it were a file."""
+    return {f"pruning/tasks.py, {task.name}": hashlib.sha256(repr(task).encode()).hexdigest()}
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for writing bytes that appears under its name only when it is complete.
@@ -64,7 +70,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     a kill in the middle leaves the old file, or none. Raises UserError if the system refuses to write there
     (a full disk, a folder in place of the file).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
@@ -79,12 +85,33 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that takes the place of `path` when all of it is written; otherwise as
+    `whole_file`."""
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name in the same folder, which tells the process that writes there."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of processes that were killed."""
-    for path in folder.rglob(".*.tmp"):
+    """Removes the temporary files and folders of processes that were killed."""
+    for path in [*folder.rglob(".*.tmp")]:
         process = path.name.split(".")[-3]
         if process.isdigit() and not psutil.pid_exists(int(process)):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def path_of(model: str, task: str) -> Path:
@@ -178,6 +205,7 @@ def open_task(model: str, task: Task, prepared_by: str) -> TaskData:
     try:
         splits = {name: EXAMPLES[model].from_columns(part) for name, part in cache["splits"].items()}
         whole = (cache["task"], cache["model"]) == (task.name, model) and {*splits} == {*task.files}
+        whole = whole and cache["fingerprints"].items() >= fingerprint_of_entry(task).items()
         sound = whole and all(_is_sound(part, task, len(cache["vocabulary"])) for part in splits.values())
         check_sources(cache, path, prepared_by)
         made_from = {name: cache[name] for name in ("task", "model", "settings", "fingerprints")}

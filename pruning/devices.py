@@ -32,7 +32,8 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
 def say(text: str) -> None:
     """Prints a line, in one of the processes that train together."""
     if PartialState().is_main_process:
-        print(text, flush=True)
+        with tqdm.external_write_mode():  # above the bars
+            print(text, flush=True)
 
 
 def best_precision() -> tuple[str, str]:

@@ -77,7 +77,7 @@ def score_examples(
     """What `score` says of every batch (place → (B, T)), as place → one row of fp32 for each example."""
     groups = batches.sorted_batches(examples.lengths, batch_size)
     found: dict[Any, Tensor] = {}
-    for rows in tqdm(groups, desc="teacher", disable=quiet):
+    for rows in tqdm(groups, desc="teacher", leave=None, disable=quiet):
         for place, scores in score(batches.to_device(examples.batch(rows), device)).items():
             sequences = sequences_of(examples, place)
             flat = found.setdefault(place, torch.empty(len(sequences.flat)))

@@ -1,7 +1,7 @@
 """The grid of a runner: for each task and seed the dense model, then every method from it.
 
 An `Experiment` is one task and seed. It holds what BERT and the LSTM share; what is special to them comes
-with `models`, a `bert.Bert` or a `lstm.Lstm`. The dense model is trained once: it is the baseline, the
+with its `builder`, a `bert.Bert` or a `lstm.Lstm`. The dense model is trained once: it is the baseline, the
 teacher and the start of every method. It is kept in cache/, and so are the scores of its teachers.
 """
 
@@ -16,8 +16,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-from pruning import batches, caches, devices, distillation, methods, records, teachers, training
+from pruning import batches, caches, devices, distillation, methods, records, saved, teachers, training
 from pruning.batches import Examples, Ragged
 from pruning.bert import Bert
 from pruning.caches import TaskData
@@ -87,9 +88,9 @@ class Experiment:
     everything that decides the outcome of the dense one; `settings` those of the task."""
 
     def __init__(
-        self, models: Bert | Lstm, data: TaskData, settings: Any, seed: int, accelerator: Accelerator
+        self, builder: Bert | Lstm, data: TaskData, settings: Any, seed: int, accelerator: Accelerator
     ):
-        self.models, self.data, self.settings, self.seed = models, data, settings, seed
+        self.builder, self.data, self.settings, self.seed = builder, data, settings, seed
         self.accelerator = accelerator
         self.train_examples = batches.subset(data.splits["train"], settings.training_rows)
         self.dense_arguments = Arguments.of_dense(settings)
@@ -103,10 +104,10 @@ class Experiment:
             "training": {name: getattr(self.dense_arguments, name) for name in OF_DENSE},
             "precision": devices.precision_name(accelerator),
             "processes": accelerator.num_processes,
-            **models.key_fields,
+            **builder.key_fields,
         }
         name = f"{data.task.name}-seed{seed}"
-        self.store = Store(caches.CACHE / models.name.lower(), name, accelerator.is_main_process)
+        self.store = Store(caches.CACHE / builder.name.lower(), name, accelerator.is_main_process)
         self._dense: Any = None
         self._distillation_set: DistillationSet | None = None
 
@@ -118,17 +119,21 @@ class Experiment:
             return {**self.key_fields, "method": BAG_OF_WORDS, "seed": 0}
         return {
             "task": self.data.task.name,
-            "method": self.models.method_name(method),
+            "method": self.builder.method_name(method),
             "methods": method,
             "seed": self.seed,
             "dense": {name: value for name, value in self.key_fields.items() if name != "seed"},
-            **self.models.pruning_fields,
+            **self.builder.pruning_fields,
             "training": asdict(self.pruned_arguments),
         }
 
     def folder_of(self, method: Method) -> Path:
         """Where the record of a run lies."""
-        return records.folder_of(self.models.name, self.key_fields_of(method))
+        return records.folder_of(self.builder.name, self.key_fields_of(method))
+
+    def saves(self, method: Method) -> bool:
+        """Whether the model of a run is kept: an upper bound cannot be deployed."""
+        return self.settings.save_models and method != BAG_OF_WORDS and not methods.is_upper_bound(method)
 
     def train(self, method: Method) -> Trained:
         """Fine-tunes the dense model, or trains a pruned one from it."""
@@ -144,7 +149,7 @@ class Experiment:
                 if saved is None:
                     self._fine_tune()
                 else:
-                    dense: Any = self.models.build(None, self.seed, saved["state"])
+                    dense: Any = self.builder.build(None, self.seed, saved["state"])
                     self._dense = dense.to(self.accelerator.device).eval()
         return self._dense
 
@@ -154,7 +159,7 @@ class Experiment:
 
     def _fine_tune(self) -> tuple[Any, Curve]:
         set_seed(self.seed)
-        model: Any = self.models.build(None, self.seed)
+        model: Any = self.builder.build(None, self.seed)
         if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
             model.classifier.bias.data.fill_(float(self.data.splits["train"].labels.mean()))
         curve = self.fit(model, TrainingSet(self.train_examples), self.dense_arguments, DENSE)
@@ -166,11 +171,11 @@ class Experiment:
         """A pruned model that starts as the dense one and learns from its answers, and the curve of its loss.
         rates_at: see `training.train`."""
         state = self.dense().state_dict()
-        scores = self.teacher_scores(method, self.train_examples, keep=True)
+        scores = self.scores_for(method, self.train_examples, keep=True)
         data = self.distillation_set().with_scores(scores)
         set_seed(self.seed)
-        model: Any = self.models.build(method, self.seed, state)
-        curve = self.fit(model, data, self.pruned_arguments, self.models.method_name(method), rates_at)
+        model: Any = self.builder.build(method, self.seed, state)
+        curve = self.fit(model, data, self.pruned_arguments, self.builder.method_name(method), rates_at)
         few = batches.subset(self.train_examples, CALIBRATED_ON)
         rows, device = torch.arange(len(few)), self.accelerator.device
         methods.calibrate(model, lambda: batches.to_device(few.batch(rows), device))
@@ -192,19 +197,19 @@ class Experiment:
                 self.data.task,
                 self.train_examples,
                 self.pruned_arguments,
-                special=[self.data.vocabulary.index(token) for token in self.models.special_tokens],
+                special=[self.data.vocabulary.index(token) for token in self.builder.special_tokens],
                 seed=self.seed,
                 batch_size=self.settings.evaluation_batch_size,
                 device=self.accelerator.device,
             )
         return self._distillation_set
 
-    def teacher_scores(
+    def scores_for(
         self, method: Method, examples: Examples, keep: bool = False
     ) -> dict[Place, Ragged] | None:
         """The teachers' scores of `examples`, or None where the method needs none. With `keep` they are
         computed once for a dense model and kept in cache/."""
-        wanted = self.models.teachers_of(method)
+        wanted = self.builder.teachers_of(method)
         if not wanted:
             return None
         fields = {**self.key_fields, "teachers": {str(place): name for place, name in wanted.items()}}
@@ -215,7 +220,7 @@ class Experiment:
         dense = self.dense()
         scores = distillation.score_examples(
             examples,
-            lambda batch: teachers.teacher_scores(dense, batch, wanted, self.models.teachers),
+            lambda batch: teachers.score(dense, batch, wanted, self.builder.teachers),
             batch_size=self.settings.evaluation_batch_size,
             device=self.accelerator.device,
             quiet=not self.accelerator.is_main_process,
@@ -231,8 +236,18 @@ def methods_of(experiment: Experiment) -> list[Method]:
     return [DENSE, *experiment.settings.pruning_methods]
 
 
+def is_finished(experiment: Experiment, method: Method) -> bool:
+    """Whether a run left all that it has to leave."""
+    folder = experiment.folder_of(method)
+    record = records.read(folder)
+    if record is None or not experiment.saves(method):
+        return record is not None
+    return saved.is_whole(folder, record.get("model_files"))
+
+
 def unfinished(experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, Method]]:
-    """Every run that has no record yet, held for this process while it is worked on.
+    """Every run that is not finished yet, held for this process while it is worked on. A bar says how many
+    are done, and how much time is left.
 
     What another process works on is passed over. When nothing else is left it is waited for: a process that
     died leaves it undone.
@@ -240,23 +255,37 @@ def unfinished(experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, 
     for folder in (caches.CACHE, records.RECORDS):
         caches.remove_leftovers(folder)
     todo = [(experiment, method) for experiment in experiments for method in methods_of(experiment)]
-    wait = False
-    while todo:
-        busy: list[tuple[Experiment, Method]] = []
-        for i, (experiment, method) in enumerate(todo):
-            if (experiment, DENSE) in busy:  # what its methods start from
-                busy.append((experiment, method))
-                continue
-            with claim(experiment, method, wait and i == 0) as held:
-                folder = experiment.folder_of(method)
-                if not held:
-                    devices.say(f"{folder}: another process works on it")
-                    busy.append((experiment, method))
-                elif records.read(folder) is not None:
-                    devices.say(f"{folder} is there: finished before, skipped")
-                else:
-                    yield experiment, method
-            if i + 1 == len(todo) or todo[i + 1][0] is not experiment:
-                experiment.forget()
-        wait = len(busy) == len(todo)
-        todo = busy
+    due = [(experiment, method) for experiment, method in todo if not is_finished(experiment, method)]
+    saved.check_room(records.RECORDS, [e.builder.weight_bytes for e, method in due if e.saves(method)])
+    quiet = not due or not experiments[0].accelerator.is_main_process
+    with tqdm(total=len(due), desc="runs", unit="run", smoothing=0, disable=quiet) as bar:
+        wait = False
+        while todo:
+            busy: list[tuple[Experiment, Method]] = []
+            for i, run in enumerate(todo):
+                yield from _work_on(run, busy, wait and i == 0, bar)
+                if i + 1 == len(todo) or todo[i + 1][0] is not run[0]:
+                    run[0].forget()
+            wait = len(busy) == len(todo)
+            todo = busy
+
+
+def _work_on(
+    run: tuple[Experiment, Method], busy: list[tuple[Experiment, Method]], wait: bool, bar: tqdm
+) -> Iterator[tuple[Experiment, Method]]:
+    """Yields a run that is to be done; adds it to those that are `busy` if another process works on it, or on
+    the dense model that it starts from."""
+    experiment, method = run
+    if (experiment, DENSE) in busy:
+        busy.append(run)
+        return
+    with claim(experiment, method, wait) as held:
+        folder = experiment.folder_of(method)
+        if not held:
+            devices.say(f"{folder}: another process works on it")
+            busy.append(run)
+        elif is_finished(experiment, method):
+            devices.say(f"{folder} is there: finished before, skipped")
+        else:
+            yield run
+            bar.update()

@@ -77,18 +77,33 @@ def run_layers(segment: Sequence[BertLayer], tokens: Tokens, paths: FastPaths, o
         source, mask = tokens.readable.states, tokens.readable.mask
         unpadding = Unpadding.of(mask, tokens.readable.lengths, updated=tokens.lengths)
         queries = unpadding.places(tokens.positions, tokens.mask)
-    states = unpadding.flatten(source)
+    states = run_flat(segment, unpadding.flatten(source), unpadding, queries, paths, only_first)
+    if only_first and paths.cls_only:
+        return replace(tokens, states=unpadding.in_order(states)[:, None])
+    whole = unpadding.unflatten(states)
+    return replace(tokens, states=whole) if tokens.readable is None else tokens.updated(whole)
+
+
+def run_flat(
+    segment: Sequence[BertLayer],
+    states: Tensor,
+    unpadding: Unpadding,
+    queries: Tensor | None,
+    paths: FastPaths,
+    only_first: bool,
+) -> Tensor:
+    """Layers over tokens as they lie, (N, H) to (N, H).
+
+    Args:
+        queries: (Q,) the tokens that are updated, all being read; None for all.
+        only_first: with `paths.cls_only` the last layer gives the first token of each sequence alone, (B, H).
+    """
     for i, layer in enumerate(segment, start=1):
         if only_first and paths.cls_only and i == len(segment):
-            alone = replace(unpadding, groups=[(rows, width, 1) for rows, width, _ in unpadding.groups])
-            states = _run_layer(layer, states, alone, paths, unpadding.first)
-            return replace(tokens, states=unpadding.in_order(states)[:, None])
+            return _run_layer(layer, states, unpadding.asking_first(), paths, unpadding.first)
         updated = _run_layer(layer, states, unpadding, paths, queries)
         states = updated if queries is None else states.index_copy(0, queries, updated)
-    whole = unpadding.unflatten(states)
-    if tokens.readable is None:
-        return replace(tokens, states=whole)
-    return tokens.updated(whole)
+    return states
 
 
 def run_stock_layers(segment: Sequence[BertLayer], tokens: Tokens, config: Any, **kwargs: Any) -> Tokens:
@@ -121,7 +136,11 @@ def _run_layer(
         states = states.index_select(0, queries)
     query = _linear(attention.self.query, states, paths)
     sizes = attention.self.all_head_size, attention.self.num_attention_heads
-    if paths.absorbed and may_absorb(attention.self) and absorbing_pays(*sizes, unpadding.groups):
+    if (
+        paths.absorbed
+        and may_absorb(attention.self)
+        and absorbing_pays(*sizes, unpadding.typical or unpadding.groups)
+    ):
         context = absorbed(attention.self, query, read, unpadding)
     else:
         key, value = (_linear(part, read, paths) for part in (attention.self.key, attention.self.value))

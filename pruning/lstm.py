@@ -1,9 +1,15 @@
 """What is special to the LSTM in the grid: what is built, which teachers it has; a bag of words beside it."""
 
 import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
+import torch
+from safetensors.torch import load_file, save_file
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -12,10 +18,13 @@ from sklearn.preprocessing import FunctionTransformer
 from torch import Tensor, nn
 
 from pruning import flops, methods
-from pruning.batches import Examples
+from pruning.batches import Examples, LstmExamples, Ragged
 from pruning.caches import TaskData
 from pruning.lstm_model import PrunedLstmClassifier
+from pruning.tasks import Rows
 from pruning.teachers import LSTM_TEACHERS, Place
+
+UNKNOWN = "[UNK]"  # the word that stands for all that are not in the vocabulary
 
 
 class Lstm:
@@ -25,7 +34,7 @@ class Lstm:
     name = "LSTM"
     teachers = LSTM_TEACHERS
     special_tokens = ()
-    layers = 1
+    layers = depth = 1
     pruned_layers = ("the LSTM",)
 
     def __init__(self, data: TaskData, target_prune_rate: float):
@@ -58,15 +67,8 @@ class Lstm:
     def sentences(
         self, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
     ) -> list[dict[str, list]]:
-        """One example for the page: for each sentence its words, and "the LSTM" beside each that was dropped.
-        kept: of a model's output; None of a dense one."""
-        shown = []
-        for i, sentence in enumerate(examples.sentences()):
-            words = [self.data.vocabulary[word] for word in sentence.row(row)]
-            alive = set(range(len(words))) if kept is None else set(kept[i][row].tolist())
-            dropped = [None if position in alive else "the LSTM" for position in range(len(words))]
-            shown.append({"words": words, "dropped": dropped})
-        return shown
+        """See the function of this name."""
+        return sentences(self.data.vocabulary, examples, row, kept)
 
     @property
     def flops_of(self) -> dict[str, Any]:
@@ -80,6 +82,58 @@ class Lstm:
         packed.packed = True
         ours = dict.fromkeys(("dense, padded to 128", "dense, stock", "dense, ours"), dense)
         return ours | {"dense, packed": packed}
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights of a model take."""
+        return sum(tensor.nbytes for tensor in self.build(None, 0).state_dict().values())
+
+    def save(self, model: PrunedLstmClassifier, folder: Path) -> None:
+        """Writes config.json, the weights and the vocabulary."""
+        config = {"model_type": "pruned_lstm", **self.data.task.config_fields, "lstm": model.config}
+        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (folder / "vocab.txt").write_text("\n".join(self.data.vocabulary), encoding="utf-8")
+        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, list[str], Callable[[Rows], Examples]]:
+    """What `Lstm.save` wrote: the model, its vocabulary, and what turns rows into its input."""
+    model = PrunedLstmClassifier(**config["lstm"])
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    ids = {word: i for i, word in enumerate(vocabulary)}
+
+    def ragged(texts: list[str]) -> Ragged:
+        words = [split_words(text) or [UNKNOWN] for text in texts]
+        flat = [ids.get(word, ids[UNKNOWN]) for of_text in words for word in of_text]
+        return Ragged.of(flat, torch.tensor([*map(len, words)]))
+
+    def encode(rows: Rows) -> LstmExamples:
+        second = None if rows.second is None else ragged(rows.second)
+        return LstmExamples(ragged(rows.first), torch.tensor(rows.labels), second)
+
+    return model, vocabulary, encode
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text as `words.standardize` divides them, without TensorFlow."""
+    joined = regex.sub(r"(\p{L})['’](\p{L})", r"\1\2", text.lower())
+    return regex.sub(r"[^\p{L}\p{M}\p{N}]+", " ", joined).split()
+
+
+def sentences(
+    vocabulary: Sequence[str], examples: Examples, row: int, kept: tuple[Tensor, ...] | None
+) -> list[dict[str, list]]:
+    """One example as people read it: for each sentence its words, and "the LSTM" beside each that was
+    dropped. kept: of a model's output; None of a dense one."""
+    shown = []
+    for i, sentence in enumerate(examples.sentences()):
+        words = [vocabulary[word] for word in sentence.row(row)]
+        alive = set(range(len(words))) if kept is None else set(kept[i][row].tolist())
+        dropped = [None if position in alive else "the LSTM" for position in range(len(words))]
+        shown.append({"words": words, "dropped": dropped})
+    return shown
 
 
 def bag_of_words(data: TaskData, training: Examples) -> dict[str, list[float]]:

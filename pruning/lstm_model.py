@@ -87,6 +87,8 @@ class PrunedLstmClassifier(nn.Module):
         """Raises ValueError for a rate outside [0, 1] or an unknown method."""
         super().__init__()
         selection.check_rate(rate)
+        of_pruning = {"method": method, "rate": rate, "seed": seed}
+        self.config = {"vocab_size": vocab_size, "outputs": outputs, "pair": pair, **of_pruning}
         self.rate = rate if method else 0.0
         self.training_rate: float | None = None
         self.packed = False  # for the clock: whether the LSTM is handed packed sequences, with equal results
@@ -154,7 +156,7 @@ class PrunedLstmClassifier(nn.Module):
             rate = self.rate if drawn is None else drawn
             if is_student and fast:
                 scores = self._score_from_table(tokens)
-                tokens = tokens.keep(scores, self.pruner.lengths(scores, tokens, rate), keep_first=False)
+                tokens = tokens.keep(scores, self.pruner.kept_lengths(scores, tokens, rate), keep_first=False)
             else:
                 tokens, loss = methods.prune(
                     self.pruner, tokens, rate, keep_first=False, teacher_scores=teacher_scores
@@ -185,10 +187,7 @@ class PrunedLstmClassifier(nn.Module):
             outputs, _ = pad_packed_sequence(read, batch_first=True, total_length=mask.shape[1])
         else:
             outputs, _ = self.lstm(states)  # (B, T, H)
-        if mask is None:
-            return outputs.amax(dim=1)
-        outputs = outputs.masked_fill(~mask[..., None], -torch.inf)
-        return outputs.amax(dim=1).masked_fill(~mask.any(dim=1, keepdim=True), 0)
+        return outputs.amax(dim=1) if mask is None else maximum_over_time(outputs, mask)
 
     def train(self, mode: bool = True) -> "PrunedLstmClassifier":
         self._derived.clear()  # a change through `.data` is not noticed otherwise
@@ -202,6 +201,12 @@ class PrunedLstmClassifier(nn.Module):
     def set_training_rates(self, rates: Sequence[float] | None) -> None:
         """The rate of training steps from here on; None: the model's own. Evaluation keeps to that."""
         self.training_rate = None if rates is None else rates[0]
+
+
+def maximum_over_time(outputs: Tensor, mask: Tensor) -> Tensor:
+    """(B, H) the maximum of the states (B, T, H) at the words of `mask` (B, T), 0 where there is no word."""
+    most = outputs.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
+    return most.masked_fill(~mask.any(dim=1, keepdim=True), 0)
 
 
 @torch.no_grad()

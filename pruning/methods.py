@@ -10,25 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning import pruners
-from pruning.pruners import Pruner, PrunerConfig, StudentPruner, TeacherPruner, ThresholdPruner
+from pruning.pruners import (
+    ColumnMeanPruner,
+    FrequencyPruner,
+    HeadPruner,
+    Pruner,
+    PrunerConfig,
+    RandomPruner,
+    StudentPruner,
+    TailPruner,
+    TeacherPruner,
+    ThresholdPruner,
+)
 from pruning.selection import TokenFusion, Tokens
 from pruning.teachers import BERT_TEACHERS, LSTM_TEACHERS
 
 STUDENT = " student"
 PRUNERS: dict[str, Callable[[PrunerConfig], Pruner]] = {
-    "random": pruners.RandomPruner,
-    "head": pruners.HeadPruner,
-    "tail": pruners.TailPruner,
-    "frequency": pruners.FrequencyPruner,
-    "column mean": pruners.ColumnMeanPruner,
-    "column mean threshold": pruners.ThresholdPruner,
+    "random": RandomPruner,
+    "head": HeadPruner,
+    "tail": TailPruner,
+    "frequency": FrequencyPruner,
+    "column mean": ColumnMeanPruner,
+    "column mean threshold": ThresholdPruner,
 }
 # These read states or the next layer, which an LSTM's pruners do not get (but for students).
 BERT_ONLY = ("column mean", "column mean threshold")
 
 
-def methods_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str, Callable[..., Pruner]]:
+def table_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str, Callable[..., Pruner]]:
     """Method → class, for a model with these pruners and teachers."""
     table = {name: PRUNERS[name] for name in pruner_names}
     for teacher in teachers:
@@ -37,8 +47,8 @@ def methods_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str
     return table
 
 
-BERT_METHODS = methods_of(PRUNERS, BERT_TEACHERS)
-LSTM_METHODS = methods_of([name for name in PRUNERS if name not in BERT_ONLY], LSTM_TEACHERS)
+BERT_METHODS = table_of(PRUNERS, BERT_TEACHERS)
+LSTM_METHODS = table_of([name for name in PRUNERS if name not in BERT_ONLY], LSTM_TEACHERS)
 
 
 def build_pruner(method: str, methods: dict[str, Callable[..., Pruner]], config: PrunerConfig) -> Pruner:
@@ -63,6 +73,11 @@ def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
 def is_teacher(method: str) -> bool:
     """Whether a method prunes by what deployment does not have."""
     return (BERT_METHODS | LSTM_METHODS).get(method) is TeacherPruner
+
+
+def is_upper_bound(method: str | Sequence[str]) -> bool:
+    """Whether a method, or one of a list with one for each layer, cannot be deployed."""
+    return any(is_teacher(name) for name in ([method] if isinstance(method, str) else method))
 
 
 def teacher_of(method: str) -> str | None:
@@ -94,7 +109,7 @@ def prune(
         # nothing is to be learned of a first token that stays in any case
         ranked = tokens.mask & (tokens.positions > 0) if keep_first else tokens.mask
         loss = pruner.loss(scores, aligned, ranked)
-    return tokens.keep(scores, pruner.lengths(scores, tokens, rate), keep_first, fusion), loss
+    return tokens.keep(scores, pruner.kept_lengths(scores, tokens, rate), keep_first, fusion), loss
 
 
 def set_frequencies(model: nn.Module, counts: Tensor) -> None:

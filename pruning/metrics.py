@@ -39,7 +39,7 @@ def predictions_of(task: Task, logits: Tensor) -> list[float]:
     return (logits[:, 0] if task.is_regression else logits.argmax(dim=1).float()).tolist()
 
 
-def evaluate(task: Task, labels: Sequence[float], predictions: Sequence[float]) -> dict[str, float | None]:
+def compute(task: Task, labels: Sequence[float], predictions: Sequence[float]) -> dict[str, float | None]:
     """Every metric of the task, GLUE's primary one first. Fractions, not percent."""
     return {name: _metric(name, np.asarray(labels), np.asarray(predictions)) for name in task.metrics}
 
@@ -78,7 +78,7 @@ def paired_differences(
     return differences
 
 
-def evaluate_by_length(
+def compute_by_length(
     task: Task, labels: Sequence[float], predictions: Sequence[float], lengths: Tensor
 ) -> list[dict[str, float | None]]:
     """The primary metric in each fifth of the examples, from the shortest to the longest: five dictionaries

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pruning import caches, tasks
+from pruning import caches, readers, tasks
 from pruning.batches import Examples
 from pruning.errors import UserError
 from pruning.tasks import Rows, Task
@@ -25,7 +25,6 @@ def prepare(
     model: str,
     all_tasks: Iterable[Task],
     settings: dict[str, Any],
-    reader: Callable[[Task, Path], Rows],
     encode: Callable[[dict[str, Rows]], tuple[list[str], Mapping[str, Examples]]],
     sources: Sequence[Path] = (),
 ) -> None:
@@ -43,13 +42,14 @@ def prepare(
     for task in tasks.available(all_tasks):
         path = caches.path_of(model, task.name)
         try:
-            fingerprints = caches.fingerprints([*task.paths().values(), *sources])
+            files = caches.fingerprints([*task.paths().values(), *sources])
         except OSError as error:
             raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+        fingerprints = files | caches.fingerprint_of_entry(task)
         if caches.is_current(path, settings, fingerprints):
             print(f"{task.name}: {path} is up to date, nothing to do")
             continue
-        vocabulary, examples = encode(read(task, reader))
+        vocabulary, examples = encode(read(task))
         ids = torch.cat([sentence.flat for sentence in examples["train"].sentences()])
         cache = {
             "task": task.name,
@@ -66,15 +66,15 @@ def prepare(
         print(f"{task.name}: written to {path} ({path.stat().st_size / 1e6:.1f} MB)\n")
 
 
-def read(task: Task, reader: Callable[[Task, Path], Rows]) -> dict[str, Rows]:
-    """Split → rows; prints how many each file gave, and its broken ones with their line numbers."""
+def read(task: Task) -> dict[str, Rows]:
+    """Split → rows; prints how many each file gave, and its broken ones with their places."""
     rows = {}
     for split, path in task.paths().items():
-        rows[split] = reader(task, path)
+        rows[split] = readers.read(task, path)
         broken = rows[split].broken
         print(f"{task.name}: {path}: {len(rows[split]):,} rows, {len(broken):,} broken and skipped")
         for line, why in broken[:SHOWN_BROKEN]:
-            print(f"    line {line}: {why}")
+            print(f"    {readers.place_of(path, line)}: {why}")
         if len(broken) > SHOWN_BROKEN:
             print(f"    and {len(broken) - SHOWN_BROKEN} more")
     labels = set(rows["train"].labels)

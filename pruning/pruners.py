@@ -49,7 +49,7 @@ class Pruner(nn.Module):
         an LSTM; teacher_scores: (B, T) of these tokens."""
         raise TypeError(f"{type(self).__name__} does not score tokens")
 
-    def lengths(self, scores: Tensor, tokens: Tokens, rate: float) -> list[int]:
+    def kept_lengths(self, scores: Tensor, tokens: Tokens, rate: float) -> list[int]:
         """How many tokens of each example stay."""
         return [count_kept(length, rate) for length in tokens.lengths]
 
@@ -184,7 +184,7 @@ class ThresholdPruner(ColumnMeanPruner):
         super().__init__(config)
         self.register_buffer("threshold", torch.zeros(()))
 
-    def lengths(self, scores: Tensor, tokens: Tokens, rate: float) -> list[int]:
+    def kept_lengths(self, scores: Tensor, tokens: Tokens, rate: float) -> list[int]:
         first = tokens.mask.int().argmax(dim=1, keepdim=True)  # it stays
         if self.training:
             removed = sum(n - count_kept(n, rate) for n in tokens.lengths)
@@ -232,7 +232,7 @@ class StudentPruner(Pruner):
             reach = self.context // 2
             states = nn.functional.pad(states * tokens.mask[..., None], (0, 0, reach, reach))
             states = states.unfold(1, self.context, 1).flatten(2)  # (B, T, H · context)
-        return self.outer(nn.functional.gelu(self.inner(states))).squeeze(-1)
+        return self.score_inner(self.inner(states))
 
     def loss(self, scores: Tensor, teacher_scores: Tensor, ranked: Tensor) -> Tensor | None:
         return ranking_loss(scores, teacher_scores, ranked)
@@ -247,10 +247,19 @@ class StudentPruner(Pruner):
 
     def score_words(self, ids: Tensor, table: Tensor) -> Tensor:
         """As `score`, from ids (B, T), 0 at padding, and a table made by `fold`."""
+        words = self.words_around(ids)
+        inner = nn.functional.embedding_bag(words.flatten(0, 1), table.flatten(0, 1), mode="sum")
+        return self.score_inner(inner).view(ids.shape)
+
+    def words_around(self, ids: Tensor) -> Tensor:
+        """(B, T, context) the rows of a table made by `fold`, flat, that each token's inner layer is the sum
+        of."""
         around = nn.functional.pad(ids, (self.context // 2, self.context // 2)).unfold(1, self.context, 1)
-        parts = around * self.context + torch.arange(self.context, device=ids.device)  # (B, T, context)
-        inner = nn.functional.embedding_bag(parts.flatten(0, 1), table.flatten(0, 1), mode="sum")
-        return self.outer(nn.functional.gelu(inner)).view(ids.shape)
+        return around * self.context + torch.arange(self.context, device=ids.device)
+
+    def score_inner(self, inner: Tensor) -> Tensor:
+        """Scores (…) from the inner layer (…, width) before its GELU."""
+        return self.outer(nn.functional.gelu(inner)).squeeze(-1)
 
     def flops(self, rows: int, width: int) -> int:
         return rows * width * 2 * (self.inner.weight.numel() + self.outer.weight.numel())

@@ -11,7 +11,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,8 @@ from pruning.caches import whole_file
 RECORDS = Path("records")
 RECORD = "record.json"
 PAGE = "page.html"
+INDEX = "index.html"  # of all records
+MODELS = ("BERT", "LSTM")
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "scipy", "numpy")
 DENSE = "dense"
 BAG_OF_WORDS = "bag of words"
@@ -147,47 +150,79 @@ def _groups(all_records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]
     return [groups[group] for group in sorted(groups)]
 
 
-def summary_rows(all_records: list[dict[str, Any]]) -> list[list[str]]:
-    """The summary table: a line for each task, split, method and pruning; seeds as mean ± sd.
+# Column of figures → how the values of the seeds are shown
+FIGURES: dict[str, Callable[[list[float]], str]] = {
+    "value": lambda values: mean_sd(values, 100),
+    "against dense": lambda values: mean_sd(values, 100, sign="+"),
+    "token-layers kept": lambda values: f"{100 * statistics.mean(values):.0f}%",
+    "examples/s": lambda values: f"{statistics.mean(values):,.0f}",
+    "speed-up": lambda values: f"× {statistics.mean(values):.2f}",
+    "(vs padded)": lambda values: f"× {statistics.mean(values):.2f}",
+}
+HEADER = ["task", "method", "pruning", "seeds", "metric", *FIGURES]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the summary: runs that differ in nothing but the seed, on one of their splits."""
+
+    runs: list[dict[str, Any]]
+    split: str
+    metric: str
+    figures: dict[str, list[float]]  # column of figures → the seeds' values; empty where there are none
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Column → text."""
+        first = self.runs[0]
+        task = first["task"] + ("" if self.split == "dev" else f" ({self.split})")
+        texts = [task, first["method"], first["pruning"], str(len(self.runs)), self.metric]
+        missing = {"value": "–", "examples/s": first["untimed"]}
+        figures = [
+            show(self.figures[name]) if self.figures[name] else missing.get(name, "")
+            for name, show in FIGURES.items()
+        ]
+        return dict(zip(HEADER, texts + figures, strict=True))
+
+
+def lines(all_records: list[dict[str, Any]]) -> list[Line]:
+    """The summary: a line for each task, split, method and pruning.
 
     The change against dense is taken seed by seed, against the dense run that the method started from.
     """
     dense = {r["key"]: r for r in all_records if r["method"] == DENSE}
-    rows = []
+    found = []
     for group in _groups(all_records):
-        first = group[0]
-        for split in first["splits"]:
-            metric = next(iter(first["splits"][split]["metrics"]))
+        starts = [dense[r["dense_key"]] for r in group if r["dense_key"] in dense]
+        for split, evaluation in group[0]["splits"].items():
+            metric = next(iter(evaluation["metrics"]))
             values = [r["splits"][split]["metrics"][metric] for r in group]
-            starts = [dense[r["dense_key"]] for r in group if r["dense_key"] in dense]
             baselines = [r["splits"][split]["metrics"][metric] for r in starts]
             compared = len(baselines) == len(group) and None not in (*values, *baselines)
-            changes = np.subtract(values, baselines).tolist() if compared else []
             kept = [r["splits"][split]["token_layers_kept"] for r in group]
-            task = first["task"] + ("" if split == "dev" else f" ({split})")
-            value = "–" if None in values else mean_sd(values, 100)
-            change = mean_sd(changes, 100, sign="+") if changes else ""
-            share = "" if None in kept else f"{100 * statistics.mean(kept):.0f}%"
-            line = [task, first["method"], first["pruning"], str(len(group)), metric, value, change, share]
-            rows.append(line + _speed_cells(group))
-    return rows
+            figures = {
+                "value": [] if None in values else values,
+                "against dense": np.subtract(values, baselines).tolist() if compared else [],
+                "token-layers kept": [] if None in kept else kept,
+            }
+            found.append(Line(group, split, metric, figures | _speeds(group)))
+    return found
 
 
-def _speed_cells(group: list[dict[str, Any]]) -> list[str]:
+def _speeds(group: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Examples per second, and the factors against the fair and against the padded baseline."""
     timings = [r["timings"] for r in group if r["timings"] and "pruned" in r["timings"]]
-    if not timings:
-        return [group[0]["untimed"], "", ""]
-    speed = statistics.mean(timing["pruned"]["examples_per_second"] for timing in timings)
     fair = [timing["pruned"]["speedup"] for timing in timings]
     padded = [timing["pruned"]["speedup"] / timing["dense, padded to 128"]["speedup"] for timing in timings]
-    return [f"{speed:,.0f}", f"× {statistics.mean(fair):.2f}", f"× {statistics.mean(padded):.2f}"]
+    speeds = [timing["pruned"]["examples_per_second"] for timing in timings]
+    return {"examples/s": speeds, "speed-up": fair, "(vs padded)": padded}
 
 
-HEADER = [
-    *("task", "method", "pruning", "seeds", "metric", "value", "against dense", "token-layers kept"),
-    *("examples/s", "speed-up", "(vs padded)"),
-]
+def summary_rows(all_records: list[dict[str, Any]]) -> list[list[str]]:
+    """The cells of the summary, by line, in the order of HEADER; seeds as mean ± sd."""
+    return [list(line.cells.values()) for line in lines(all_records)]
+
+
 LEGEND = (
     "Metrics × 100 on the dev set; ± is the standard deviation over seeds. "
     "Token-layers: real tokens processed, summed over the layers (LSTM: words), against dense. "
@@ -225,4 +260,4 @@ def print_table(model: str, keys: Collection[str]) -> None:
         if record is None:
             print(f"{folder}: no record of this project, or a damaged one; left out", file=sys.stderr)
     table = markdown(HEADER, summary_rows([r for r in by_folder.values() if r and r["key"] in keys]))
-    print(f"\n{table}\n\n{LEGEND}\nAll records: {RECORDS / model / 'summary.md'}")
+    print(f"\n{table}\n\n{LEGEND}\nAll records: {RECORDS / INDEX}")

@@ -4,41 +4,38 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pruning import batches, devices, lstm, metrics, pages, plots, records, timing, training
+from pruning import batches, devices, lstm, metrics, pages, plots, records, saved, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError
 from pruning.grid import Experiment, Method, Trained, claim, methods_of
-from pruning.methods import is_teacher
+from pruning.methods import is_upper_bound
 from pruning.records import BAG_OF_WORDS, DENSE
 from pruning.timing import Variant
 from pruning.training import TrainingSet
 
 Evaluation = dict[str, Any]
+OUTCOMES = ("pruned wrong, dense right", "pruned right, dense wrong", "both right or both wrong")
+ALONE = ("wrong", "right")  # outcomes of a dense run
 SINGLES = 8  # examples that are timed one by one
-
-
-def is_upper_bound(method: Method) -> bool:
-    """Whether a method needs a teacher to prune, so that it cannot be deployed."""
-    names = [method] if isinstance(method, str) else method
-    return any(is_teacher(name) for name in names)
 
 
 # --- Evaluation ------------------------------------------------------------------------------
 
 
 def evaluate(experiment: Experiment, trained: Trained) -> dict[str, Evaluation]:
-    """The model's answers to every dev split, in fp32: split → see `evaluation`."""
+    """The model's answers to every dev split, in fp32: split → see `evaluation_of`."""
     splits = {name: experiment.data.splits[name] for name in experiment.data.task.dev_splits}
     return {
-        name: evaluate_on(experiment, trained.model, _test_set(experiment, trained.method, examples))
+        name: evaluate_examples(experiment, trained.model, _test_set(experiment, trained.method, examples))
         for name, examples in splits.items()
     }
 
 
-def evaluate_on(experiment: Experiment, model: Any, data: TrainingSet) -> Evaluation:
+def evaluate_examples(experiment: Experiment, model: Any, data: TrainingSet) -> Evaluation:
     """A model's answers, their metrics, and the token-layers that they cost. Raises UserError for NaN."""
     batch_size, device = experiment.settings.evaluation_batch_size, experiment.accelerator.device
     logits, kept = training.predict(model, data, batch_size=batch_size, device=device)
@@ -46,20 +43,20 @@ def evaluate_on(experiment: Experiment, model: Any, data: TrainingSet) -> Evalua
     if not logits.isfinite().all():
         raise UserError(f"{task.name}: the model's answers are no numbers; a lower learning rate may help")
     if kept is None:
-        kept = data.examples.lengths[:, None].expand(-1, experiment.models.layers)
-    return evaluation(experiment, data.examples, metrics.predictions_of(task, logits), kept)
+        kept = data.examples.lengths[:, None].expand(-1, len(model.schedule))
+    return evaluation_of(experiment, data.examples, metrics.predictions_of(task, logits), kept)
 
 
-def evaluation(
+def evaluation_of(
     experiment: Experiment, examples: Examples, predictions: list[float], kept: Tensor | None
 ) -> Evaluation:
     """Metrics and token-layers of one split. kept: (N, L) tokens that each layer processed, or None."""
     task, labels = experiment.data.task, examples.labels.tolist()
-    dense = int(examples.lengths.sum()) * experiment.models.layers
+    dense = int(examples.lengths.sum()) * experiment.builder.layers
     return {
         "examples": len(examples),
-        "metrics": metrics.evaluate(task, labels, predictions),
-        "metrics_by_length": metrics.evaluate_by_length(task, labels, predictions, examples.lengths),
+        "metrics": metrics.compute(task, labels, predictions),
+        "metrics_by_length": metrics.compute_by_length(task, labels, predictions, examples.lengths),
         "token_layers_dense": dense,
         "token_layers": None if kept is None else int(kept.sum()),
         "token_layers_kept": None if kept is None else int(kept.sum()) / dense,
@@ -70,7 +67,7 @@ def evaluation(
 
 def _test_set(experiment: Experiment, method: Method, examples: Examples) -> TrainingSet:
     """Examples of a dev split, with scores where a teacher prunes. Labels are not looked at."""
-    scores = experiment.teacher_scores(method, examples) if is_upper_bound(method) else None
+    scores = experiment.scores_for(method, examples) if is_upper_bound(method) else None
     return TrainingSet(examples, scores)
 
 
@@ -98,7 +95,7 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
     if is_upper_bound(trained.method):
         return None
     settings, device = experiment.settings, experiment.accelerator.device
-    models = experiment.models.dense_variants(experiment.dense())
+    models = experiment.builder.dense_variants(experiment.dense())
     if trained.method != DENSE:
         models["pruned"] = trained.model
     fair = [name for name in records.FAIR if name in models]
@@ -111,7 +108,7 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
         if "padded" in name:  # at least to the longest sentence; all others as wide as a batch needs
             width = max(timing.PADDED, *(int(part.lengths.max()) for part in examples.sentences()))
         inputs = [batches.to_device(examples.batch(rows, width), device) for rows in groups]
-        flops = sum(experiment.models.flops_of[name](model, batch) for batch in inputs)
+        flops = sum(experiment.builder.flops_of[name](model, batch) for batch in inputs)
         return Variant(lambda: [model(**batch).logits for batch in inputs], sum(map(len, groups)), flops)
 
     def measured(groups: Sequence[Tensor]) -> dict[str, dict[str, Any]]:
@@ -138,13 +135,14 @@ def record(
     if not experiment.accelerator.is_main_process:
         return
     task, fields = experiment.data.task.name, experiment.key_fields_of(trained.method)
-    pruning = experiment.models.pruning_text if trained.method not in (DENSE, BAG_OF_WORDS) else ""
+    pruning = experiment.builder.pruning_text if trained.method not in (DENSE, BAG_OF_WORDS) else ""
     accelerator, seconds = experiment.accelerator, time.time() - trained.started
     device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)
+    dense = None if trained.method == DENSE else records.read(experiment.folder_of(DENSE))
     content = {
         "key": records.key_of(fields),
         "dense_key": None if trained.method == DENSE else records.key_of(experiment.key_fields),
-        "model": experiment.models.name,
+        "model": experiment.builder.name,
         "task": task,
         "method": fields["method"],
         "pruning": pruning,
@@ -157,39 +155,58 @@ def record(
         "timings": timings,
         "untimed": "upper bound" if is_upper_bound(trained.method) else "",
         "loss_curve": trained.curve,
-        "pruned_layers": experiment.models.pruned_layers if pruning else [],
-        "shown": _shown(experiment, trained, evaluations["dev"]["predictions"]) if trained.model else [],
+        "pruned_layers": experiment.builder.pruned_layers if pruning else [],
+        **_shown(experiment, trained, evaluations["dev"]["predictions"], dense),
     }
     folder = experiment.folder_of(trained.method)
+    if experiment.saves(trained.method):
+        content["model_files"] = saved.write(folder, experiment.builder, trained.model, content)
     if content["shown"]:
-        records.write_text(folder / records.PAGE, pages.sentence_page(content))
+        records.write_text(folder / records.PAGE, pages.sentence_page(content, dense))
     records.write(folder / records.RECORD, content)  # last: a run with a record is finished
     dev = evaluations["dev"]
     values = [f"{name} {'–' if v is None else f'{100 * v:.1f}'}" for name, v in dev["metrics"].items()]
     kept = "" if dev["token_layers_kept"] is None else f"; token-layers {dev['token_layers_kept']:.0%}"
-    print(f"{task}, {fields['method']}, seed {fields['seed']}: {', '.join(values)}{kept}", flush=True)
-    records.write_summary(experiment.models.name)
+    devices.say(f"{task}, {fields['method']}, seed {fields['seed']}: {', '.join(values)}{kept}")
+    records.write_summary(experiment.builder.name)
+    pages.write_index()
 
 
 @torch.no_grad()
-def _shown(experiment: Experiment, trained: Trained, predictions: Sequence[float]) -> list[dict[str, Any]]:
-    """The first examples of the dev set, with what was dropped of them."""
-    task, dev = experiment.data.task, experiment.data.splits["dev"]
-    rows = torch.arange(min(experiment.settings.shown_examples, len(dev)))
-    if len(rows) == 0:
-        return []
-    inputs = _test_set(experiment, trained.method, dev.take(rows))
-    kept = trained.model(**inputs.batch(rows, experiment.accelerator.device)).kept
-    pairs = zip(inputs.examples.labels.tolist(), predictions, strict=False)
-    return [
+def _shown(
+    experiment: Experiment, trained: Trained, predictions: list[float], dense: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Examples of the dev set with what was dropped of them, first those that pruning got wrong and dense got
+    right; and how many there are of each outcome in the whole set. dense: the record of the dense run."""
+    task, dev, names = experiment.data.task, experiment.data.splits["dev"], OUTCOMES if dense else ALONE
+    dense_predictions = dense["splits"]["dev"]["predictions"] if dense else predictions
+    right, dense_right = _right(experiment, predictions), _right(experiment, dense_predictions)
+    outcomes = [2 if dense and own == other else own for own, other in zip(right, dense_right, strict=True)]
+    rows = sorted(range(len(dev)), key=lambda row: outcomes[row])[: experiment.settings.shown_examples]
+    if not rows or trained.model is None:
+        return {"outcomes": {}, "shown": []}
+    inputs = _test_set(experiment, trained.method, dev.take(torch.tensor(rows)))
+    kept = trained.model(**inputs.batch(torch.arange(len(rows)), experiment.accelerator.device)).kept
+    answer = "{:.2f}".format if task.is_regression else task.label_name
+    shown = [
         {
-            "sentences": experiment.models.sentences(inputs.examples, row, kept),
+            "outcome": names[outcomes[row]],
+            "sentences": experiment.builder.sentences(inputs.examples, i, kept),
             "label": task.label_name(label),
-            "answer": f"{answer:.2f}" if task.is_regression else task.label_name(answer),
-            "right": abs(label - answer) < (1.0 if task.is_regression else 0.5),
+            "answer": answer(predictions[row]),
+            "right": bool(right[row]),
+            "dense_answer": answer(dense_predictions[row]) if dense else None,
+            "dense_right": bool(dense_right[row]) if dense else None,
         }
-        for row, (label, answer) in enumerate(pairs)
+        for i, (row, label) in enumerate(zip(rows, inputs.examples.labels.tolist(), strict=True))
     ]
+    return {"outcomes": {name: outcomes.count(i) for i, name in enumerate(names)}, "shown": shown}
+
+
+def _right(experiment: Experiment, predictions: list[float]) -> list[int]:
+    """For each answer to the dev set 1 if it is right, the class or less than 1 off the score; else 0."""
+    off = np.abs(np.subtract(experiment.data.splits["dev"].labels.tolist(), predictions))
+    return (off < (1.0 if experiment.data.task.is_regression else 0.5)).astype(int).tolist()
 
 
 def record_bag_of_words(experiment: Experiment) -> None:
@@ -202,18 +219,19 @@ def record_bag_of_words(experiment: Experiment) -> None:
             return
         answers = lstm.bag_of_words(data, experiment.train_examples).items()
         evaluations = {
-            name: evaluation(experiment, data.splits[name], found, None) for name, found in answers
+            name: evaluation_of(experiment, data.splits[name], found, None) for name, found in answers
         }
         record(experiment, trained, evaluations, None)
 
 
 def summarize(experiments: Sequence[Experiment]) -> None:
-    """Writes the summary and the pictures of all records, and prints the table of these experiments."""
+    """Writes the summary, the index and the pictures of all records, and prints the table of these."""
     experiments[0].accelerator.wait_for_everyone()
     if not experiments[0].accelerator.is_main_process:
         return
-    model = experiments[0].models.name
+    model = experiments[0].builder.name
     records.write_summary(model)  # again: of processes that share a grid, one may have missed a record
+    pages.write_index()
     all_records = records.read_all(model)
     for task in dict.fromkeys(experiment.data.task.name for experiment in experiments):
         plots.write_plots(model, task, [r for r in all_records if r["task"] == task])

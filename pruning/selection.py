@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+N = TypeVar("N", int, Tensor)
 
 
 def check_rate(rate: float) -> None:
@@ -45,8 +48,13 @@ def count_kept(length: int, rate: float) -> int:
         length: n, the real tokens of one example.
         rate: share to remove, in [0, 1], read to six decimals.
     """
-    removed = length * _share(rate).numerator // _share(rate).denominator
-    return min(max(1, length - removed), length)
+    return min(max(1, length - count_removed(length, rate)), length)
+
+
+def count_removed(length: N, rate: float) -> N:
+    """floor(n · rate), of an int, a size that a traced graph leaves free, or each number in a tensor."""
+    share = _share(rate)
+    return length * share.numerator // share.denominator
 
 
 def choose(
@@ -90,7 +98,7 @@ def removed(mask: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
     """(B, T) bool, the real tokens of `mask` that are not among the `indices` (B, K) that `choose` gave with
     the mask `chosen` (B, K)."""
     positions = mask.shape[1]
-    kept = mask.new_zeros(len(mask), positions + 1)  # one more column for the filler
+    kept = mask.new_zeros(mask.shape[0], positions + 1)  # one more column for the filler
     return mask & ~kept.scatter(1, indices.masked_fill(~chosen, positions), True)[:, :positions]
 
 
@@ -98,7 +106,9 @@ def gather(aligned: Tensor, indices: Tensor) -> Tensor:
     """Takes `indices` (B, K) from `aligned` (B, T) or (B, T, H) along T."""
     if aligned.dim() == 2:
         return aligned.gather(1, indices)
-    return aligned.gather(1, indices[..., None].expand(-1, -1, aligned.shape[2]))
+    rows, width, size = aligned.shape  # whole rows of a flat tensor are copied ten times as fast
+    flat = indices + torch.arange(rows, device=indices.device)[:, None] * width
+    return aligned.flatten(0, 1).index_select(0, flat.flatten()).view(rows, indices.shape[1], size)
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -206,10 +216,16 @@ class Tokens:
         """
         alike = self.is_full and len(set(lengths)) == 1
         kept = None if alike else torch.tensor(lengths, device=scores.device)
-        indices, mask = choose(scores, self.mask, kept, max(lengths), keep_first)
+        return self.take(*choose(scores, self.mask, kept, max(lengths), keep_first), lengths, fusion)
+
+    def take(
+        self, indices: Tensor, mask: Tensor, lengths: list[int], fusion: TokenFusion | None = None
+    ) -> "Tokens":
+        """Only what `choose` chose: `indices` (B, K) with `mask` (B, K), the sums of which are `lengths`."""
         states = None if self.states is None else gather(self.states, indices)
         if fusion is not None and states is not None:
-            states[:, 0] += fusion(self.states, removed(self.mask, indices, mask))
+            fused = fusion(self.states, removed(self.mask, indices, mask))
+            states = torch.cat([states[:, :1] + fused[:, None], states[:, 1:]], dim=1)
         return replace(
             self,
             states=states,

@@ -86,15 +86,19 @@ class GlueTasks(BaseModel):
     task_names: list[str] | None  # see the function of this name
 
 
-class Timing(BaseModel):
+class Reports(BaseModel):
+    """What a run leaves beside its metrics."""
+
     timing_examples: Count
     timing_passes: Count
     shown_examples: Whole
+    save_models: bool
 
 
 class BertTraining(Training):
     """What the training of a pruned BERT needs besides."""
 
+    layers: Count | None
     removed_tokens: Literal["fused", "readable", "gone"]
     fusion_learning_rate: LearningRate
     dropout: Dropout | None
@@ -102,14 +106,14 @@ class BertTraining(Training):
     word_dropout: Dropout
 
 
-class BertSettings(BertTraining, Timing, GlueTasks):
+class BertSettings(BertTraining, Reports, GlueTasks):
     """The block of RunBert4Glue.py, for one task."""
 
     pruning_schedule: Schedule
     pruning_methods: BertMethods
 
 
-class LstmSettings(Training, Timing):
+class LstmSettings(Training, Reports):
     """The block of RunLstm4Agnews.py."""
 
     target_prune_rate: Share

@@ -31,9 +31,7 @@ LSTM_STEPS = 4
 LSTM_INPUTS = {"first": ("ids", "mask"), "second": ("second_ids", "second_mask")}  # place → names in a batch
 
 
-def teacher_scores(
-    model: Any, batch: Batch, wanted: dict[Place, str], teachers: Teachers
-) -> dict[Place, Tensor]:
+def score(model: Any, batch: Batch, wanted: dict[Place, str], teachers: Teachers) -> dict[Place, Tensor]:
     """The scores of one teacher for each place: place → (B, T)."""
     scores = scores_of(model, batch, wanted.values(), list(wanted), teachers)
     return {place: scores[name][place] for place, name in wanted.items()}

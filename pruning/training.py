@@ -121,7 +121,7 @@ def train(
     memory = Memory(may_cut=accelerator.num_processes == 1)  # others would wait for this process for ever
     curve: Curve = []
     losses: list[Tensor] = []
-    bar = tqdm(steps, desc=name, disable=not accelerator.is_main_process)
+    bar = tqdm(steps, desc=name, leave=None, disable=not accelerator.is_main_process)
     for step, rows in enumerate(bar, start=1):
         model.set_training_rates(rates_at(step / len(steps)))
         losses.append(training_step(wrapped, optimizer, data, rows, arguments, accelerator, memory))

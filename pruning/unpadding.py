@@ -4,7 +4,7 @@ Shapes: B sequences, T positions of the longest, N tokens of all sequences toget
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 # launches are dear and tokens cheap: there a little padding is the smaller waste.
 TOKENS_PER_CALL = {"cpu": 4}
 TOKENS_PER_CALL_ELSEWHERE = 256
+
+Groups = list[tuple[int, int, int]]
 
 
 @dataclass
@@ -30,14 +32,16 @@ class Unpadding:
         back: (B,) int64, which flat sequence is the b-th of the batch.
         first: (B,) int64, the first real token of each sequence as it lies now.
         mask: (B, 1, 1, T) bool for the attention, True at real tokens; None where no padding is left.
+        typical: stands for `groups` where it is to be decided what pays, in a graph that leaves sizes free.
     """
 
     shape: tuple[int, int]
-    groups: list[tuple[int, int, int]]
+    groups: Groups
     first: Tensor
     index: Tensor | None = None
     back: Tensor | None = None
     mask: Tensor | None = None
+    typical: Groups | None = None
 
     @classmethod
     def of(
@@ -96,8 +100,19 @@ class Unpadding:
         order = self.back.argsort()
         return (self.first[:, None] + positions[order])[mask[order]]
 
+    def asking_first(self) -> "Unpadding":
+        """The same tokens to read, of which one of each sequence is updated."""
+
+        def alone(groups: Groups) -> Groups:
+            return [(rows, width, 1) for rows, width, _ in groups]
+
+        return replace(self, groups=alone(self.groups), typical=alone(self.typical or self.groups))
+
     def spans(self) -> Iterator[tuple[int, slice, slice]]:
         """For each group: its sequences, where the tokens lie that it updates, and those that it reads."""
+        if len(self.groups) == 1:
+            yield self.groups[0][0], slice(None), slice(None)
+            return
         start, first = 0, 0
         for rows, width, updated in self.groups:
             yield rows, slice(first, first + rows * updated), slice(start, start + rows * width)

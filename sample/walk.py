@@ -44,6 +44,7 @@ bert_settings = {
     "augmented_copies": 0,
     "timing_examples": 16,
     "timing_passes": 2,
+    "save_models": {"sst-2": True, "other": False},  # 0.1 GB each
 }
 lstm_settings = {
     "target_prune_rate": 0.5,
@@ -105,8 +106,11 @@ def main() -> None:
         for runner in (RunBert4Glue, RunLstm4Glue, RunLstm4Agnews):
             run(runner)
         print(f"\n=== The sample's records ===\n{table()}\n\n{records.LEGEND}")
+        kept = [*records.RECORDS.glob("BERT/sst-2/ideal-gradients-student-*")]
     print("The sample shows that everything works, not how accurate it is.")
-    print(f"Records, plots and pages of sentences: {WORLD / records.RECORDS}")
+    print(f"Every run and its page of sentences: {WORLD / records.RECORDS / records.INDEX}")
+    for folder in kept:
+        print(f'A sentence of yours: python -m pruning.predict {WORLD / folder} "what a lovely film" --words')
     print(f"Done in {(time.time() - started) / 60:.1f} minutes.")
 
 

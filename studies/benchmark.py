@@ -31,7 +31,7 @@ from studies.workloads import Berts
 
 bert_shapes = ["BERT-Base", "6 layers"]  # see workloads.SHAPES
 lengths_of = ["sst-2", "128", "512"]  # see workloads.LENGTHS; a number: every sequence is that long
-batch_sizes = [1, 8, 32, 128]
+batch_sizes = [1, 8, 32]
 schedules = {  # where, as a share of the layers, and the rate before that layer; the token-layers kept:
     "light": [(1 / 3, 0.3)],  # 80%
     "half": [(1 / 6, 0.4), (1 / 3, 0.3), (2 / 3, 0.3)],  # 50%
@@ -41,7 +41,7 @@ pruning_methods = ["random", "head", "tail", "frequency", "ideal gradients stude
 lstm_batch_sizes = [1, 32, 256]
 lstm_rates = [0, 0.3, 0.6, 0.9]
 tokens_a_pass = 400  # about as many real tokens go through each variant, in at least one batch
-seconds_a_cell = 15  # in which a cell makes as many passes as it can, but at least
+seconds_a_cell = 12  # in which a cell makes as many passes as it can, but at least
 fewest_passes = 4
 # ----------------------------------------------------------------------------------------------
 

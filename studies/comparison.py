@@ -49,6 +49,7 @@ dropout = 0.0
 augmented_copies = {"sst-2": 1, "mrpc": 3, "cola": 3, "sts-b": 3}
 word_dropout = 0.15
 removed_tokens = "fused"
+layers = None  # all of the BERT's
 evaluation_batch_size = 64
 
 # Frozen: where the dense model is pruned (stretched for another depth), and what students learn from
@@ -89,7 +90,7 @@ class Settings(settings.BertTraining, settings.GlueTasks):
 
 def pieces_of(experiment: Experiment) -> list[Piece]:
     """All that there is to do for one task and seed."""
-    chosen, fields, layers = experiment.settings, experiment.key_fields, range(experiment.models.layers)
+    chosen, fields, layers = experiment.settings, experiment.key_fields, range(experiment.builder.layers)
     rates, training = chosen.pruning_schedule, asdict(experiment.pruned_arguments)
 
     def piece(name: str, work: Callable[..., Record], *arguments: Any, **more: Any) -> Piece:
@@ -160,22 +161,18 @@ def longer(experiment: Experiment) -> Record:
 
 def cut(experiment: Experiment, depth: int) -> Record:
     """The first layers of the dense model, trained on as a pruned model is."""
-    models: Any = with_settings(experiment).models
-    config = models.pretrained.config | {"num_hidden_layers": depth}
-    models.pretrained = replace(models.pretrained, config=config)
+    builder: Any = with_settings(experiment, layers=depth, pruning_schedule=[0] * depth).builder
     set_seed(experiment.seed)
-    model = models.build(None, experiment.seed, experiment.dense().state_dict())
+    model = builder.build("head", experiment.seed, experiment.dense().state_dict())
     data = experiment.distillation_set().with_scores(None)
     curve = experiment.fit(model, data, experiment.pruned_arguments, f"first {depth} layers")
-    record = trained(experiment, model, curve)
-    record["dev"]["token_layers_kept"] = depth / experiment.models.layers
-    return record
+    return trained(experiment, model, curve)
 
 
 def trained(experiment: Experiment, model: Any, curve: Curve | None = None, schedule: str = "") -> Record:
     """What is recorded of a model: its schedule's name, metrics (0 where one is undefined) and predictions
     (to two digits) on the dev set, the share of the token-layers that it keeps, the curve of its loss."""
-    found = results.evaluate_on(experiment, model, TrainingSet(experiment.data.splits["dev"]))
+    found = results.evaluate_examples(experiment, model, TrainingSet(experiment.data.splits["dev"]))
     digits = [round(value, 2) for value in found["predictions"]]
     dev = {
         "metrics": {name: value or 0.0 for name, value in found["metrics"].items()},
@@ -221,8 +218,8 @@ def main() -> None:
     experiments = []
     for data in bert.open_tasks(pretrained, [GLUE[name] for name in names]):
         values: Any = chosen[data.task.name]
-        models = bert.Bert(pretrained, data, values, block.script)
-        experiments += [Experiment(models, data, values, seed, accelerator) for seed in values.seeds]
+        builder = bert.Bert(pretrained, data, values, block.script)
+        experiments += [Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
     all_records = []
     for experiment in sorted(experiments, key=lambda e: e.seed):  # all tasks of the first seed first
         all_records += [finished(experiment, *piece) for piece in pieces_of(experiment)]

@@ -29,10 +29,10 @@ ORACLE = "ideal gradients"  # any teacher: its pruner takes what scores it is gi
 
 def with_settings(experiment: Experiment, **changed: Any) -> Experiment:
     """An experiment on the same dense model, whose pruned BERTs have other settings."""
-    models: Any = experiment.models
+    builder: Any = experiment.builder
     values: Any = experiment.settings.model_copy(update=changed)
     other = copy.copy(experiment)
-    other.models = Bert(models.pretrained, experiment.data, values, "comparison.py")
+    other.builder = Bert(builder.pretrained, experiment.data, values, "comparison.py")
     return other
 
 
@@ -43,17 +43,17 @@ def frozen(experiment: Experiment) -> Record:
         oracles, students: schedule → rule → metric on the dev set; token_layers_kept: schedule → share;
         dense: the dense model's metric.
     """
-    depth, dense, dev = experiment.models.layers, experiment.dense(), experiment.data.splits["dev"]
+    depth, dense, dev = experiment.builder.layers, experiment.dense(), experiment.data.splits["dev"]
     rates = {n: schedules.stretched(each, depth) for n, each in experiment.settings.frozen_schedules.items()}
     layers = [layer for layer in range(depth) if any(schedule[layer] for schedule in rates.values())]
     pruned = with_settings(experiment, pruning_schedule=[0.5 * (layer in layers) for layer in range(depth)])
     scores, students = oracle_scores(experiment, layers), train_students(experiment, layers)
     state, seed = dense.state_dict(), experiment.seed
-    models: Any = {method: pruned.models.build(method, seed, state) for method in (*FREE, ORACLE, RECIPE)}
+    models: Any = {method: pruned.builder.build(method, seed, state) for method in (*FREE, ORACLE, RECIPE)}
 
     def evaluate(method: str, schedule: list[float], seen: dict[Place, Ragged] | None = None) -> Record:
         models[method].set_schedule(schedule)
-        return results.evaluate_on(experiment, models[method], TrainingSet(dev, seen))
+        return results.evaluate_examples(experiment, models[method], TrainingSet(dev, seen))
 
     def evaluate_student(rule: str, schedule: list[float]) -> Record:
         models[RECIPE].bert.encoder.pruners.update({str(layer): s for layer, s in students[rule].items()})
@@ -67,7 +67,7 @@ def frozen(experiment: Experiment) -> Record:
         for kind, found in (("oracles", oracles), ("students", learned)):
             content[kind][name] = {rule: metric_of(answers) or 0.0 for rule, answers in found.items()}
         content["token_layers_kept"][name] = oracles["head"]["token_layers_kept"]
-    return content | {"dense": metric_of(results.evaluate_on(experiment, dense, TrainingSet(dev)))}
+    return content | {"dense": metric_of(results.evaluate_examples(experiment, dense, TrainingSet(dev)))}
 
 
 def oracle_scores(experiment: Experiment, layers: list[int]) -> dict[str, dict[Place, Ragged]]:

@@ -20,7 +20,7 @@ import optuna
 from pydantic import Field
 from tqdm import tqdm
 
-from pruning import bert, devices, plots, records, results, schedules, settings
+from pruning import bert, devices, methods, plots, records, schedules, settings
 from pruning.errors import UserError, run_script
 from pruning.grid import Experiment
 from pruning.tasks import GLUE
@@ -52,6 +52,7 @@ dropout = 0.0
 augmented_copies = {"sst-2": 1, "mrpc": 2, "cola": 2, "sts-b": 2}
 word_dropout = 0.15
 removed_tokens = "fused"
+layers = None  # all of the BERT's
 evaluations = 150  # schedules that are evaluated
 evaluation_batch_size = 64
 timing_examples = 128
@@ -114,7 +115,7 @@ def search(supernets: list[Supernet]) -> tuple[Points, list[Schedule]]:
         slowest first.
     """
     experiment, points = supernets[0].experiment, Points()
-    chosen, layers, rng = experiment.settings, experiment.models.layers, random.Random(experiment.seed)
+    chosen, layers, rng = experiment.settings, experiment.builder.depth, random.Random(experiment.seed)
     names, highest = [f"layer {layer}" for layer in range(layers)], schedules.HIGHEST_RATE
     first, starts = round(FIRST * chosen.evaluations), plain(layers, chosen.kept_shares)
     for part in supernets:
@@ -219,7 +220,7 @@ def main() -> None:
     block = settings.Block.read(globals(), Settings)
     names = settings.task_names(task_names, GLUE, block.script)
     chosen = {name: block.for_task(name) for name in names}
-    if results.is_upper_bound(pruning_method):
+    if methods.is_upper_bound(pruning_method):
         raise UserError(f"pruning_method in {block.script}: {pruning_method!r} cannot be deployed")
     pretrained = bert.Pretrained.read()
     experiments = []
@@ -230,10 +231,12 @@ def main() -> None:
                 f"training_rows in {block.script} leaves nothing to evaluate schedules by: "
                 f"{data.task.name} has {rows} rows, name fewer"
             )
-        everywhere: dict[str, Any] = {"pruning_schedule": [0.5] * pretrained.layers}  # a pruner in each layer
-        changed: Any = values.model_copy(update=everywhere | {"pruning_methods": [pruning_method]})
-        models = bert.Bert(pretrained, data, changed, block.script)
-        experiments.append(Experiment(models, data, values, values.seeds[0], accelerator))
+        everywhere = [0.5] * (values.layers or pretrained.layers)  # a pruner in each layer
+        changed: Any = values.model_copy(
+            update={"pruning_schedule": everywhere, "pruning_methods": [pruning_method]}
+        )
+        builder = bert.Bert(pretrained, data, changed, block.script)
+        experiments.append(Experiment(builder, data, values, values.seeds[0], accelerator))
     supernets = [Supernet(experiment) for experiment in experiments]
     points, front = search(supernets)
     device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)

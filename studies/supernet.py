@@ -22,13 +22,13 @@ STOCK = "dense, stock"
 def trained(experiment: Experiment) -> Any:
     """A model trained over random schedules, so that it serves any (`set_schedule`): from cache/, or by
     training it."""
-    chosen, models, seed = experiment.settings, experiment.models, experiment.seed
+    chosen, builder, seed = experiment.settings, experiment.builder, experiment.seed
     fields = {**experiment.key_fields_of(chosen.pruning_method), "kept_shares": chosen.kept_shares}
     saved = experiment.store.load("models", fields)
     if saved is not None:
-        model = models.build(chosen.pruning_method, seed, saved["state"])
+        model = builder.build(chosen.pruning_method, seed, saved["state"])
         return model.to(experiment.accelerator.device).eval()
-    rates_at = schedules.at_random(models.layers, chosen.kept_shares, chosen.ramp_share, seed)
+    rates_at = schedules.at_random(builder.depth, chosen.kept_shares, chosen.ramp_share, seed)
     model, _ = experiment.train_pruned(chosen.pruning_method, rates_at)
     experiment.store.keep("models", fields, {"state": state_on_cpu(model)})
     return model
@@ -64,7 +64,7 @@ class Supernet:
         model = self.experiment.dense() if schedule is None else self.model
         if schedule is not None:
             model.set_schedule(list(schedule))
-        found = results.evaluate_on(self.experiment, model, TrainingSet(examples))
+        found = results.evaluate_examples(self.experiment, model, TrainingSet(examples))
         return metric_of(found) or 0.0, found["token_layers_kept"]
 
     def clock(self, chosen: Sequence[Schedule]) -> list[float]:

@@ -20,12 +20,13 @@ LSTM = SMALL | {"target_prune_rate": 0.5, "pruning_methods": ["lstm student"]}
 
 
 def runner(module, chosen, monkeypatch):
-    """main() of a runner with these settings and whatever else is given."""
-
+    """main() of a runner with these settings and whatever else is given for one call."""
+    shipped = {name: value for name, value in vars(module).items() if isinstance(value, settings.PLAIN)}
+    shipped = {name: value for name, value in shipped.items() if name[0].islower()}
     gc.freeze()  # every training collects garbage: not among what was imported
 
     def main(**changes):
-        for name, value in (chosen | changes).items():
+        for name, value in (shipped | chosen | changes).items():
             monkeypatch.setattr(module, name, value)
         module.main()
 
@@ -48,8 +49,8 @@ def experiment(**changes):
     block = settings.Block.read(vars(RunBert4Glue) | BERT | changes, settings.BertSettings)
     values, pretrained = block.for_task("sst-2"), bert.Pretrained.read()
     [data] = bert.open_tasks(pretrained, [GLUE["sst-2"]])
-    models = bert.Bert(pretrained, data, values, block.script)
-    return grid.Experiment(models, data, values, 0, devices.pick_device())
+    builder = bert.Bert(pretrained, data, values, block.script)
+    return grid.Experiment(builder, data, values, 0, devices.pick_device())
 
 
 def without_times(record):

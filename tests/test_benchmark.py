@@ -119,7 +119,7 @@ def test_the_shipped_schedules_keep_what_their_comments_say():
 def test_the_first_codes_teacher_is_the_ideal_emission_rate_and_no_more(berts):
     batch = batch_of([12, 7])
     wanted = dict.fromkeys((1, 4), "ideal emission rate")
-    expected = teachers.teacher_scores(berts.dense, batch, wanted, teachers.BERT_TEACHERS)
+    expected = teachers.score(berts.dense, batch, wanted, teachers.BERT_TEACHERS)
     eager = workloads.with_gains(berts.dense, None)
     eager.set_attn_implementation("eager")
     with torch.inference_mode():

@@ -97,14 +97,15 @@ def test_a_tokenizer_config_that_cannot_be(world, content, message):
 
 
 def test_the_vocabulary_s_line_is_the_word_s_id(world):
-    VOCABULARY.write_bytes("\ufeff[PAD]\r\nélan\r\na\u2028b\r\n".encode())
-    assert bert_folder.read_vocabulary() == ["[PAD]", "élan", "a\u2028b"]
+    words = ["[PAD]", "élan", "a\u2028b", "[UNK]", "[CLS]", "[SEP]"]
+    VOCABULARY.write_bytes(("\ufeff" + "\r\n".join(words) + "\r\n").encode())
+    assert bert_folder.read_vocabulary() == words
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "bert/vocab.txt is empty. Download a BERT"),
+        (b"", "bert/vocab.txt is empty. Run: python -m pruning.download bert"),
         (b"[PAD]\n\xff\n", "bert/vocab.txt cannot be read as text in UTF-8: 'utf-8' codec can't decode"),
         (b"[PAD]\nthe\na\nthe\n", "bert/vocab.txt has the word 'the' twice, in lines 2 and 4"),
     ],

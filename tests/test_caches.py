@@ -130,13 +130,13 @@ def columns(model):
     return LstmExamples(first, torch.tensor([0.0, 1, 0, 1]), second).to_columns()
 
 
-def prepared(model="bert", task="mrpc", **changes):
+def prepared(model="bert", task=GLUE["mrpc"], **changes):
     """A cache; `changes` to the columns of its dev split."""
     return {
-        "task": task,
+        "task": task.name,
         "model": model,
         "settings": {"max_length": 128},
-        "fingerprints": {"data/MRPC/train.tsv": "0" * 64},
+        "fingerprints": {"data/MRPC/train.tsv": "0" * 64, **caches.fingerprint_of_entry(task)},
         "sample": False,
         "vocabulary": [f"word{i}" for i in range(WORDS)],
         "counts": torch.ones(WORDS).long(),

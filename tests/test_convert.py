@@ -341,7 +341,7 @@ def test_a_config_that_is_none(checkpoint, world):
     (world / "bert/config.json").write_text("{")
     fails(world, "bert/config.json cannot be read as JSON: ")
     (world / "bert/config.json").unlink()
-    fails(world, "no configuration file bert/config.json. Download a BERT as README says")
+    fails(world, "no configuration file bert/config.json. Run: python -m pruning.download bert")
 
 
 def test_a_place_where_nothing_can_be_written(checkpoint, world):

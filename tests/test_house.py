@@ -21,7 +21,7 @@ SCRIPTS = {
 FOLDERS = {"data", "bert", "cache", "records", "pruning", "studies", "sample", "tests"}
 OTHER_FILES = {
     *("README.md", "Makefile"),
-    *("requirements.txt", "requirements-dev.txt", "requirements-studies.txt"),
+    *("requirements.txt", "requirements-dev.txt", "requirements-onnx.txt", "requirements-studies.txt"),
     *("pyproject.toml", "LICENSE", "CITATION.cff"),
 }
 WITH_A_SAVED_MODEL = {  # the files that a saved model needs

@@ -139,7 +139,7 @@ def test_each_sentence_of_a_pair_is_pruned_by_itself(batch):
 @torch.no_grad()
 def test_the_teacher_is_the_mean_input_gate(batch):
     model = build()
-    gates = teachers.teacher_scores(model, batch, {"first": "lstm"}, LSTM_TEACHERS)["first"]
+    gates = teachers.score(model, batch, {"first": "lstm"}, LSTM_TEACHERS)["first"]
     lstm, states = model.lstm, model.embedding(batch["ids"])
     hidden = cell = torch.zeros(4, HIDDEN)
     for t in range(20):
@@ -362,7 +362,7 @@ def test_contributions_add_up_to_the_change_of_the_answer(monkeypatch):
     ids = torch.randint(2, 50, (2, 6)) * mask
     batch = {"ids": ids, "mask": mask, "second_ids": ids.flip(0), "second_mask": mask.flip(0)}
     wanted = dict.fromkeys(("first", "second"), "integrated gradients")
-    first, second = teachers.teacher_scores(model, batch, wanted, LSTM_TEACHERS).values()
+    first, second = teachers.score(model, batch, wanted, LSTM_TEACHERS).values()
     assert (first[~mask] == 0).all() and (second[~mask.flip(0)] == 0).all()
     with torch.no_grad():
         logits = model(**batch).logits

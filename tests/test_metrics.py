@@ -18,33 +18,33 @@ from pruning.tasks import AGNEWS, GLUE
 
 def test_metrics_by_hand():
     labels, answers = [1, 1, 1, 0, 0], [1, 1, 0, 1, 0]
-    assert metrics.evaluate(GLUE["mrpc"], labels, answers) == pytest.approx({"f1": 2 / 3, "accuracy": 0.6})
+    assert metrics.compute(GLUE["mrpc"], labels, answers) == pytest.approx({"f1": 2 / 3, "accuracy": 0.6})
     matthews = (2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2)
-    assert metrics.evaluate(GLUE["cola"], labels, answers)["matthews"] == pytest.approx(matthews)
-    scores = metrics.evaluate(GLUE["sts-b"], [1, 2, 3, 4], [1, 2, 3, 10])
+    assert metrics.compute(GLUE["cola"], labels, answers)["matthews"] == pytest.approx(matthews)
+    scores = metrics.compute(GLUE["sts-b"], [1, 2, 3, 4], [1, 2, 3, 10])
     assert scores["spearman"] == pytest.approx(1)
     assert scores["pearson"] == pytest.approx(np.corrcoef([1, 2, 3, 4], [1, 2, 3, 10])[0, 1])
-    assert metrics.evaluate(AGNEWS, [0, 1, 2, 3], [0, 1, 2, 2]) == {"accuracy": 0.75}
+    assert metrics.compute(AGNEWS, [0, 1, 2, 3], [0, 1, 2, 2]) == {"accuracy": 0.75}
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("labels", "answers"), [([1, 2, 3], [2, 2, 2]), ([2, 2, 2], [1, 2, 3]), ([1], [2])])
 def test_a_correlation_with_what_is_constant_is_undefined(labels, answers):
-    assert metrics.evaluate(GLUE["sts-b"], labels, answers) == {"pearson": None, "spearman": None}
-    [fifth] = metrics.evaluate_by_length(GLUE["sts-b"], labels[:1], answers[:1], torch.tensor([7]))
+    assert metrics.compute(GLUE["sts-b"], labels, answers) == {"pearson": None, "spearman": None}
+    [fifth] = metrics.compute_by_length(GLUE["sts-b"], labels[:1], answers[:1], torch.tensor([7]))
     assert fifth == {"shortest": 7, "longest": 7, "examples": 1, "pearson": None}
 
 
 def test_answers_of_one_class_have_metrics():
-    assert metrics.evaluate(GLUE["cola"], [0, 1, 1], [1, 1, 1])["matthews"] == 0
-    assert metrics.evaluate(GLUE["mrpc"], [0, 1, 1], [0, 0, 0]) == {"f1": 0, "accuracy": pytest.approx(1 / 3)}
+    assert metrics.compute(GLUE["cola"], [0, 1, 1], [1, 1, 1])["matthews"] == 0
+    assert metrics.compute(GLUE["mrpc"], [0, 1, 1], [0, 0, 0]) == {"f1": 0, "accuracy": pytest.approx(1 / 3)}
 
 
 def test_fifths_by_length():
     lengths = torch.arange(100).flip(0)
     labels = [1.0] * 100
     answers = [float(length >= 20) for length in lengths]
-    fifths = metrics.evaluate_by_length(GLUE["sst-2"], labels, answers, lengths)
+    fifths = metrics.compute_by_length(GLUE["sst-2"], labels, answers, lengths)
     assert [f["accuracy"] for f in fifths] == [0, 1, 1, 1, 1]
     assert [(f["shortest"], f["longest"], f["examples"]) for f in fifths[:2]] == [(0, 19, 20), (20, 39, 20)]
 

@@ -3,22 +3,42 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, SHARED, write_task
+from hub import as_parquet
 
 import PrepareAgnews4Lstm
 import PrepareGlue4Bert
 import PrepareGlue4Lstm
-from pruning import bert_folder, caches, preparing, words
+from pruning import bert_folder, caches, preparing, readers, wordpieces, words
 from pruning.errors import UserError
+from pruning.tasks import AGNEWS, GLUE
 
 
 def load(path):
     cache = caches.load(path, "")
     examples = caches.EXAMPLES[cache["model"]]
     return cache, {name: examples.from_columns(part) for name, part in cache["splits"].items()}
+
+
+def as_the_hub_has_it(world):
+    """Every classic file of a world is replaced by the hub's parquet; classes in another order."""
+    for task in (*GLUE.values(), AGNEWS):
+        for split, path in task.paths().items():
+            if task.is_there():
+                rows = readers.read(task, path)
+                names = [*reversed(task.classes.values())]
+                labels = [
+                    label if not names else names.index(task.label_name(label)) for label in rows.labels
+                ]
+                texts = [rows.first] if rows.second is None else [rows.first, rows.second]
+                content = as_parquet(task, labels, *texts, names=names)
+                path.unlink()
+                (path.parent / task.hub_files[split]).write_bytes(content)
 
 
 def test_bert_caches_hold_the_joined_pairs(full_world, capsys):
@@ -86,12 +106,17 @@ def test_a_separator_within_a_sentence_does_not_move_the_second_segment(world):
     assert (int(sentences.lengths[0]), int(sentences.second_starts[0])) == (5, 5)
 
 
+def tokenizer_of_the_bert():
+    settings = {"max_length": 128, **bert_folder.tokenizer_settings()}
+    return wordpieces.build_tokenizer(bert_folder.read_vocabulary(), settings).backend_tokenizer
+
+
 def test_casing_comes_from_the_bert(world):
     assert bert_folder.tokenizer_settings()["do_lower_case"] is True
     vocabulary = world / "bert/vocab.txt"
     vocabulary.write_text(vocabulary.read_text() + "Paris\n")
     assert bert_folder.tokenizer_settings()["do_lower_case"] is False
-    tokenizer = PrepareGlue4Bert.build_tokenizer(bert_folder.read_vocabulary(), 128)
+    tokenizer = tokenizer_of_the_bert()
     assert tokenizer.encode("Paris good Good").tokens == ["[CLS]", "Paris", "good", "[UNK]", "[SEP]"]
     (world / "bert/tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
     assert bert_folder.tokenizer_settings()["do_lower_case"] is True
@@ -102,7 +127,7 @@ def test_casing_comes_from_the_bert(world):
 def test_casing_of_the_real_vocabularies(world, name, lower):
     (world / "bert/vocab.txt").write_bytes((SHARED / "vocab" / f"{name}.txt").read_bytes())
     assert bert_folder.tokenizer_settings()["do_lower_case"] is lower
-    tokenizer = PrepareGlue4Bert.build_tokenizer(bert_folder.read_vocabulary(), 128)
+    tokenizer = tokenizer_of_the_bert()
     tokens = tokenizer.encode("Élan in Washington").tokens
     assert tokens[-2] == ("washington" if lower else "Washington") and "[UNK]" not in tokens
 
@@ -175,9 +200,11 @@ def test_a_file_that_cannot_be_opened_is_an_error(full_world, monkeypatch):
     ("script", "unneeded"),
     [(PrepareGlue4Bert, ["pandas", "tensorflow", "keras"]), (PrepareAgnews4Lstm, ["pandas"])],
 )
-def test_the_scripts_import_what_they_need_only(script, unneeded):
-    code = f"import sys; sys.modules.update(dict.fromkeys({unneeded})); import {script.__name__}"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+def test_the_scripts_import_what_they_need_only(full_world, script, unneeded):
+    as_the_hub_has_it(full_world)
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({unneeded}))"
+    code = f"{blocked}; sys.path.append({str(ROOT)!r}); import {script.__name__} as script; script.main()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_a_vocabulary_the_script_says_so(world):
@@ -219,6 +246,70 @@ def test_agnews_cache(full_world):
     line = (full_world / "data/ag_news_csv/train.csv").read_text().split("\n")[0]
     text = line.replace('"', "").split(",", 1)[1].replace(",", " ")
     assert preparing.decode(splits["train"], 0, cache["vocabulary"]) == text
+
+
+def test_both_forms_of_the_data_give_the_same_caches(full_world, capsys):
+    scripts = (PrepareGlue4Bert, PrepareGlue4Lstm, PrepareAgnews4Lstm)
+    for script in scripts:
+        script.main()
+    paths = sorted(Path("cache").rglob("*.pt"))
+    classic = {path: caches.load(path, "") for path in paths}
+    as_the_hub_has_it(full_world)
+    capsys.readouterr()
+    for script in scripts:
+        script.main()
+    assert len(paths) == 7 and "mrpc: data/MRPC/dev.parquet: 12 rows, 0 broken" in capsys.readouterr().out
+    for path, before in classic.items():
+        after = caches.load(path, "")
+        assert after["vocabulary"] == before["vocabulary"] and after["settings"] == before["settings"]
+        assert torch.equal(after["counts"], before["counts"])
+        for split, columns in before["splits"].items():
+            assert after["splits"][split].keys() == columns.keys()
+            assert all(torch.equal(after["splits"][split][name], columns[name]) for name in columns)
+        read_from = [Path(name).suffix for name in after["fingerprints"] if name.startswith("data/")]
+        assert read_from and {*read_from} == {".parquet"}
+
+
+def test_a_cache_follows_the_files_that_are_there(full_world, capsys):
+    classic = {path: path.read_bytes() for path in (full_world / "data/MRPC").iterdir()}
+    as_the_hub_has_it(full_world)
+    PrepareGlue4Bert.main()
+    capsys.readouterr()
+    PrepareGlue4Bert.main()
+    assert "mrpc: cache/bert/mrpc.pt is up to date" in capsys.readouterr().out
+    for path, content in classic.items():
+        path.write_bytes(content)
+    PrepareGlue4Bert.main()
+    printed = capsys.readouterr().out
+    assert "mrpc: data/MRPC/dev.tsv: 12 rows" in printed and "sst-2: cache/bert/sst-2.pt is up to" in printed
+
+
+def test_an_edited_entry_of_the_table_makes_a_cache_stale(full_world, monkeypatch, capsys):
+    PrepareGlue4Bert.main()
+    turned = dict(reversed(GLUE["sst-2"].classes.items()))
+    edited = replace(GLUE["sst-2"], classes=turned)
+    monkeypatch.setitem(GLUE, "sst-2", edited)
+    with pytest.raises(
+        UserError, match=r"does not hold sst-2 for this version\. Run: python PrepareGlue4Bert"
+    ):
+        caches.open_task("bert", edited, "PrepareGlue4Bert.py")
+    capsys.readouterr()
+    PrepareGlue4Bert.main()
+    printed = capsys.readouterr().out
+    assert "sst-2: written to" in printed and "mrpc: cache/bert/mrpc.pt is up to date" in printed
+    assert load(full_world / "cache/bert/sst-2.pt")[1]["train"].labels[:3].tolist() == [1, 0, 1]
+    assert caches.open_task("bert", edited, "PrepareGlue4Bert.py").task is edited
+
+
+def test_broken_rows_of_parquet_are_shown_with_their_number(full_world, capsys):
+    content = as_parquet(GLUE["sst-2"], [0, 1] * 100 + [-1], ["a film"] * 201)
+    for name in ("train", "dev"):
+        (full_world / f"data/SST-2/{name}.tsv").unlink()
+        (full_world / f"data/SST-2/{name}.parquet").write_bytes(content)
+    PrepareGlue4Bert.main()
+    printed = capsys.readouterr().out
+    assert "data/SST-2/dev.parquet: 200 rows, 1 broken and skipped" in printed
+    assert "    row 201: unknown label 'number -1'" in printed
 
 
 def test_words_are_lower_cased_and_not_glued():

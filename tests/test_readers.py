@@ -2,10 +2,13 @@
 
 import re
 
+import pyarrow
 import pytest
 from conftest import SHARED
+from hub import as_parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from pruning import readers, tasks
 from pruning.errors import UserError
@@ -192,6 +195,174 @@ def test_agnews_without_quotes_has_a_row_on_every_line(tmp_path):
 def test_agnews_with_other_separators_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"train\.csv: 3 of 3 rows .* line 1: 1 fields instead of 3"):
         agnews(tmp_path, *['"1";"a";"b"'] * 3)
+
+
+# --- Parquet, as the hub has it --------------------------------------------------------------
+
+ENTITIES = '"2","N/A","the Web #39;s &lt;b&gt;"'
+HUB_NAMES = {  # whose order is another than the table's
+    "mnli": ["entailment", "neutral", "contradiction"],
+    "agnews": ["Sci/Tech", "World", "Sports", "Business"],
+    "wnli": ["entailment", "not_entailment"],
+}
+SST2 = tasks.GLUE["sst-2"]
+ON_THE_HUB = [name for name, task in tasks.GLUE.items() if task.hub]
+
+
+def read_hub(tmp_path, task, labels, *texts, names=None):
+    path = tmp_path / "train.parquet"
+    path.write_bytes(as_parquet(task, labels, *texts, names=names))
+    return readers.read(task, path)
+
+
+@pytest.mark.parametrize("name", [*ON_THE_HUB, "agnews"])
+def test_a_row_of_the_hub_is_the_row_of_the_classic_file(tmp_path, name):
+    task = (tasks.GLUE | {"agnews": tasks.AGNEWS})[name]
+    if name == "agnews":
+        classic, texts = agnews(tmp_path, ENTITIES), [["N/A the Web #39;s &lt;b&gt;"]]
+    else:
+        classic = read(tmp_path, name, [ROWS[name][1]])
+        texts = [[f"{text} "] for text in ROWS[name][2]]
+    names = HUB_NAMES.get(name, [*task.classes.values()])
+    [label] = classic.labels
+    rows = read_hub(
+        tmp_path,
+        task,
+        [label if task.is_regression else names.index(task.label_name(label))],
+        *texts,
+        names=names,
+    )
+    assert (rows.first, rows.second, rows.broken) == (classic.first, classic.second, [])
+    assert rows.labels == pytest.approx(classic.labels, rel=1e-7)  # the hub's scores are fp32
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "why"),
+    [
+        *((-1, "fine", "unknown label 'number -1'"), (2, "fine", "unknown label 'number 2'")),
+        *(
+            (None, "fine", "unknown label 'number None'"),
+            (1, " ", "empty sentence"),
+            (1, None, "empty sentence"),
+        ),
+    ],
+)
+def test_broken_rows_of_parquet_are_counted_with_their_number(tmp_path, label, text, why):
+    rows = read_hub(tmp_path, SST2, [0] * 99 + [label], ["fine"] * 99 + [text])
+    assert len(rows) == 99 and rows.broken == [(100, why)]
+    with pytest.raises(UserError) as error:
+        read_hub(tmp_path, SST2, [0] * 98 + [label] * 2, ["fine"] * 98 + [text] * 2)
+    assert str(error.value).endswith(
+        f"train.parquet: 2 of 100 rows are broken, more than 1%; the first is row 99: {why}"
+    )
+
+
+def test_a_number_of_the_hub_is_no_label_of_the_classic_file(tmp_path):
+    with pytest.raises(UserError, match=r"row 1: unknown label 'number 4'"):
+        read_hub(tmp_path, tasks.AGNEWS, [4], ["fine"])
+
+
+def test_scores_of_the_hub_are_in_their_range(tmp_path):
+    stsb = tasks.GLUE["sts-b"]
+    assert read_hub(tmp_path, stsb, [5.0, 0.0], ["a"] * 2, ["b"] * 2).labels == [5, 0]
+    for score, why in ((5.5, r"score 5\.5 outside"), (None, "no score: 'None'"), (float("nan"), "score nan")):
+        with pytest.raises(UserError, match=f"row 1: {why}"):
+            read_hub(tmp_path, stsb, [score], ["a"], ["b"])
+
+
+@pytest.mark.parametrize("names", [["negative"], ["negative", "neutral"], ["positive"] * 2, [1, 2]])
+def test_other_names_of_classes_are_an_error_of_one_sentence(tmp_path, names):
+    with pytest.raises(UserError) as error:
+        read_hub(tmp_path, SST2, [0], ["fine"], names=names)
+    assert str(error.value) == (
+        f"{tmp_path / 'train.parquet'} names the classes {names}; those of sst-2 are ['negative', 'positive']"
+    )
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {"huggingface": "no JSON"},
+        {"huggingface": "[]"},
+        {"huggingface": '{"info": {"features": null}}'},
+    ],
+)
+def test_a_file_that_does_not_name_its_classes_is_an_error(tmp_path, metadata):
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pyarrow.table({"sentence": ["fine"], "label": [0]}, metadata=metadata), path)
+    with pytest.raises(UserError, match=r"train\.parquet names the classes None; those of sst-2 are"):
+        readers.read(SST2, path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"text": ["fine"], "label": [0]}, "has no column 'sentence'; it has: text, label"),
+        ({"sentence": ["fine"]}, "has no column 'label'; it has: sentence"),
+        ({"sentence": [["fine"]], "label": [0]}, "cannot be read: it is damaged, or no parquet with"),
+        ({"sentence": ["fine"], "label": ["good"]}, "cannot be read: it is damaged, or no parquet with"),
+        ({"sentence": [b"caf\xe9"], "label": [0]}, "cannot be read: it is damaged, or no parquet with"),
+    ],
+)
+def test_parquet_of_another_kind_is_an_error_of_one_sentence(tmp_path, columns, sentence):
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(UserError) as error:
+        readers.read(SST2, path)
+    assert str(error.value).startswith(f"{path} {sentence}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"sentence\tlabel\nfine\t1\n", b"PAR1", "cut"])
+def test_what_is_no_parquet_is_an_error_of_one_sentence(tmp_path, content):
+    path = tmp_path / "train.parquet"
+    path.write_bytes(as_parquet(SST2, [0], ["fine"])[:-5] if content == "cut" else content)
+    with pytest.raises(UserError) as error:
+        readers.read(SST2, path)
+    assert str(error.value).startswith(f"{path} cannot be read: it is damaged, or no parquet with")
+    path.unlink()
+    with pytest.raises(UserError, match=r"train\.parquet cannot be read: No such file or directory"):
+        readers.read(SST2, path)
+
+
+# --- GLUE's test files, without labels -------------------------------------------------------
+
+TEST_HEADERS = {
+    **dict.fromkeys(("cola", "sst-2"), "index\tsentence"),
+    "mrpc": "index\t#1 ID\t#2 ID\t#1 String\t#2 String",
+    "qqp": "id\tquestion1\tquestion2",
+    "qnli": "index\tquestion\tsentence",
+    **{name: ROWS[name][0].rsplit("\t", end)[0] for name, end in (("sts-b", 1), ("mnli", 2))},
+    **dict.fromkeys(("rte", "wnli"), "index\tsentence1\tsentence2"),
+}
+
+
+@pytest.mark.parametrize("name", ON_THE_HUB)
+def test_every_row_of_a_test_file_is_read_in_both_forms(tmp_path, name):
+    task, header = tasks.GLUE[name], TEST_HEADERS[name]
+    rows = [[f'0{i} "{column}" ' for i in range(2)] for column in task.hub]
+    rows[-1][1] = " "
+    path = tmp_path / "test.tsv"
+    first = len(header.split("\t")) - len(rows)
+    lines = ["\t".join(["x"] * first + list(row)) for row in zip(*rows, strict=True)]
+    path.write_text("\n".join([header, *lines, ""]))
+    texts = [[text.strip() for text in row] for row in zip(*rows, strict=True)]
+    expected = [row[0] if len(row) == 1 else tuple(row) for row in texts]
+    assert readers.read_test(task, path) == expected and len(expected) == 2
+    path = tmp_path / "test.parquet"
+    rows[-1][1] = None
+    path.write_bytes(as_parquet(task, [-1, -1], *rows))
+    assert readers.read_test(task, path) == expected
+
+
+def test_a_broken_row_of_a_test_file_is_an_error(tmp_path):
+    path = tmp_path / "test.tsv"
+    path.write_text("index\tsentence\n0\tfine\n1\n")
+    with pytest.raises(UserError, match=r"test\.tsv, line 3: 1 fields instead of 2"):
+        readers.read_test(SST2, path)
+    path.write_text("index\ttext\n0\tfine\n")
+    with pytest.raises(UserError, match=r"test\.tsv, line 1: the header has no column 'sentence'"):
+        readers.read_test(SST2, path)
 
 
 # What follows are properties: true for any text, and any damage to one row.

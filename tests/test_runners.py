@@ -118,14 +118,34 @@ def test_a_schedule_may_differ_by_task(bert, capsys):
     assert "Schedule of sst-2: [0, 0.5, 0.5]" in said and "Schedule of sts-b: [0.9, 0, 0]" in said
 
 
+def test_a_pruned_model_may_have_the_first_layers_alone(bert, full_world):
+    bert(layers=2, pruning_schedule=[0, 0.5], pruning_methods=["ideal gradients student"])
+    bert(layers=2, pruning_schedule=[0, 0], pruning_methods=["head"])
+    bert(pruning_methods=[])
+    cut, whole = (found("BERT")[method]["splits"]["dev"] for method in ("head", "dense"))
+    assert cut["tokens_by_layer"] == whole["tokens_by_layer"][:2]
+    assert cut["token_layers_kept"] == pytest.approx(2 / 3)
+    pruned = found("BERT")["ideal gradients student"]
+    first, second = pruned["splits"]["dev"]["tokens_by_layer"]
+    assert first == whole["tokens_by_layer"][0] > second and pruned["key_fields"]["layers"] == 2
+    config = json.loads(next(full_world.glob("records/BERT/*/ideal-*/model/config.json")).read_text())
+    assert config["num_hidden_layers"] == 2
+    with pytest.raises(UserError, match=r"layers in RunBert4Glue.py is 4, and the BERT in bert/ has 3"):
+        bert(layers=4, pruning_schedule=[0, 0, 0, 0.5])
+    with pytest.raises(UserError, match="has 3 rates, but this BERT has 2 layers"):
+        bert(layers=2)
+
+
 def test_finished_runs_are_skipped_and_a_new_schedule_is_a_new_run(bert, full_world, capsys):
     bert()
     before = files(full_world, "BERT")
-    capsys.readouterr()
+    assert "2/2 [" in capsys.readouterr().err.rpartition("runs:")[2]  # the bar of the grid
     bert()
     assert files(full_world, "BERT") == before
-    assert capsys.readouterr().out.count("finished before, skipped") == 2
+    repeated = capsys.readouterr()
+    assert repeated.out.count("finished before, skipped") == 2 and "runs:" not in repeated.err
     bert(pruning_schedule=[0, 0, 0.9])
+    assert "1/1 [" in capsys.readouterr().err.rpartition("runs:")[2]
     after = files(full_world, "BERT")
     assert before.items() < after.items() and len(after) == len(before) + 1
     assert {r["pruning"] for r in records.read_all("BERT")} == {"", "[0, 0.5, 0.5]", "[0, 0, 0.9]"}
@@ -425,7 +445,7 @@ def test_settings_stand_near_the_top():
 def test_training_a_model_leaves_the_one_it_started_from_alone(bert):
     """And the pre-trained weights, which every task and seed starts from."""
     one = experiment()
-    weights = one.models.pretrained.weights
+    weights = one.builder.pretrained.weights
     pretrained = {name: tensor.clone() for name, tensor in weights.items()}
     dense = one.dense()
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}

@@ -41,6 +41,8 @@ WRONG = {  # setting → values that cannot work
     "timing_examples": NO_COUNT,
     "timing_passes": NO_COUNT,
     "shown_examples": [value for value in NO_COUNT if value != 0],
+    "save_models": ["yes", 1, 0, None, [True]],
+    "layers": [value for value in NO_COUNT if value is not None],
     "removed_tokens": ["residue", "Fused", "", True, False, None, 0, ["gone"]],
     "dropout": [1, 1.0, *(value for value in NO_SHARE if value is not None)],
     "augmented_copies": [value for value in NO_COUNT if value != 0],
@@ -193,7 +195,8 @@ def test_a_wrong_value_is_one_sentence(module, name, value):
         "distillation_share": [0, 1],
         "ramp_share": [0, 1.0],
         "shown_examples": [0],
-        "removed_tokens": ["fused", "gone"],
+        "removed_tokens": ["fused", "readable", "gone"],
+        "layers": [None, 1, 12],
         "dropout": [None, 0, 0.5],
         "augmented_copies": [0, 9],
         "word_dropout": [0],
@@ -345,7 +348,7 @@ def test_the_schedule_in_the_message_can_be_pasted(full_world, monkeypatch):
     with pytest.raises(UserError) as error:
         experiment(pruning_schedule=[0.5])
     pasted = str(error.value).split("such as ")[1].split(". Edit")[0]
-    assert experiment(pruning_schedule=eval(pasted)).models.schedule == [0, 0.3, 0.9]
+    assert experiment(pruning_schedule=eval(pasted)).builder.schedule == [0, 0.3, 0.9]
 
 
 def test_a_runner_without_one_of_its_settings_stops(full_world, monkeypatch, no_training, module):

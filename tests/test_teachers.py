@@ -31,7 +31,7 @@ def test_every_teacher_scores_every_token_and_no_padding(scored):
 def test_each_place_has_the_scores_of_the_teacher_wanted_there(scored):
     scores, model, batch = scored
     wanted = {1: "[CLS] row", 2: "gradient x input"}
-    found = teachers.teacher_scores(model, batch, wanted, BERT_TEACHERS)
+    found = teachers.score(model, batch, wanted, BERT_TEACHERS)
     assert list(found) == [1, 2]
     for layer, teacher in wanted.items():
         assert torch.equal(found[layer], scores[teacher][layer])
@@ -82,7 +82,7 @@ def test_emission_rate_is_the_row_of_cls_in_the_product(sharp, two):
         attentions = sharp(**two, output_attentions=True).attentions
     sharp.set_attn_implementation("sdpa")
     wanted = {0: "ideal emission rate", 2: "ideal emission rate"}
-    scores = teachers.teacher_scores(sharp, two, wanted, BERT_TEACHERS)
+    scores = teachers.score(sharp, two, wanted, BERT_TEACHERS)
     a0, a1, a2 = (a.mean(1) for a in attentions)
     torch.testing.assert_close(scores[0], (a2 @ a1 @ a0)[:, 0])
     torch.testing.assert_close(scores[2], a2[:, 0])
@@ -91,7 +91,7 @@ def test_emission_rate_is_the_row_of_cls_in_the_product(sharp, two):
 
 
 def test_gradients_are_those_of_the_loss_for_the_models_own_answer(sharp, two):
-    sizes = teachers.teacher_scores(sharp, two, {1: "ideal gradients"}, BERT_TEACHERS)[1]
+    sizes = teachers.score(sharp, two, {1: "ideal gradients"}, BERT_TEACHERS)[1]
     output = sharp(**two, output_hidden_states=True)
     answer = output.logits.argmax(1)
     loss = torch.nn.functional.cross_entropy(output.logits, answer, reduction="sum")
@@ -154,5 +154,5 @@ def test_integrated_gradients_add_up_to_the_change_of_the_answer(batch, monkeypa
         ends = [answer_margin(logits_of([state]), answer) for state in (states, 0 * states)]
     assert signed.sum().item() == pytest.approx((ends[0] - ends[1]).item(), rel=0.02, abs=0.02)
     monkeypatch.setattr(teachers, "BERT_STEPS", 200)
-    found = teachers.teacher_scores(model, row, {2: "integrated gradients"}, BERT_TEACHERS)[2]
+    found = teachers.score(model, row, {2: "integrated gradients"}, BERT_TEACHERS)[2]
     torch.testing.assert_close(found, signed.abs(), atol=1e-5, rtol=1e-4)

@@ -1,0 +1,91 @@
+"""Answers of a model that a run kept.
+
+    python -m pruning.predict FOLDER "a gripping film" "dull"       label, probability, sentence
+    python -m pruning.predict FOLDER --words < sentences.txt        and the words that each layer dropped
+    python -m pruning.predict FOLDER --glue                         GLUE's test file, as its server takes it
+
+FOLDER is a run's, such as records/BERT/sst-2/head-seed0-1a2b3c4d. A pair is two sentences with a tab between.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from pruning import errors, readers, records, saved
+from pruning.errors import UserError
+from pruning.saved import Answer, SavedModel, Text
+from pruning.tasks import GLUE
+
+
+def texts_of(model: SavedModel, lines: Iterable[str]) -> list[Text]:
+    """Lines as a model takes them: sentences, or pairs by their tab. Raises UserError for a line that is
+    something else."""
+    if not model.is_pair:
+        return [*lines]
+    pairs = [tuple(line.split("\t")) for line in lines]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise UserError(
+                f"{model.folder} answers pairs: two sentences with a tab between, not {pair[0]!r}"
+            )
+    return pairs  # type: ignore[return-value]
+
+
+def line_of(text: Text, answer: Answer) -> str:
+    """Label, probability (none of a score), text."""
+    probability = [] if answer.probability is None else [f"{answer.probability:.3f}"]
+    return "\t".join([answer.label, *probability, text if isinstance(text, str) else "\t".join(text)])
+
+
+def dropped_words(answer: Answer) -> list[str]:
+    """A line for each layer before which words went, in the order of the layers; one for the others."""
+    by_layer: dict[str | None, list[str]] = {}
+    for sentence in answer.sentences:
+        for word, layer in zip(sentence["words"], sentence["dropped"], strict=True):
+            by_layer.setdefault(layer, []).append(word)
+    stayed = by_layer.pop(None, [])
+    layers = sorted(by_layer.items(), key=lambda item: int("".join(filter(str.isdigit, item[0] or "")) or 0))
+    return [
+        *(f"    dropped before {layer}: {' '.join(words)}" for layer, words in layers),
+        f"    kept: {' '.join(stayed)}",
+    ]
+
+
+def write_glue(model: SavedModel) -> None:
+    """Answers GLUE's test files of the model's task, in the run's folder: index, prediction. Raises UserError
+    where there is none."""
+    task = GLUE.get(model.task)
+    files = task.test_paths() if task else {}
+    if task is None or not files:
+        raise UserError(f"there is no test file of {model.task} in data/{task.folder if task else ''}")
+    for name, path in files.items():
+        rows = readers.read_test(task, path)
+        labels = [answer.label for answer in model.answer(rows)]
+        as_in_file = {shown: in_file for in_file, shown in task.classes.items()}
+        lines = [f"{i}\t{as_in_file.get(label, label)}" for i, label in enumerate(labels)]
+        target = model.folder.parent / f"{name}.tsv"
+        records.write_text(target, "\n".join(["index\tprediction", *lines, ""]))
+        print(f"{target}: {len(lines):,} answers to {path}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pruning.predict", description="Answers of a model that a run kept."
+    )
+    parser.add_argument("folder", type=Path, help="a run's folder in records/")
+    parser.add_argument("texts", nargs="*", help="sentences; none: one a line from standard input")
+    parser.add_argument("--words", action="store_true", help="also the words that each layer dropped")
+    parser.add_argument("--glue", action="store_true", help="answer GLUE's test file of the model's task")
+    given = parser.parse_args(arguments)
+    model = saved.load(given.folder)
+    if given.glue:
+        write_glue(model)
+        return
+    texts = texts_of(model, given.texts or (line.rstrip("\r\n") for line in sys.stdin))
+    for text, answer in zip(texts, model.answer(texts), strict=True):
+        print(line_of(text, answer), *(dropped_words(answer) if given.words else []), sep="\n")
+
+
+if __name__ == "__main__":
+    errors.run_script(main)

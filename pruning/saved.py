@@ -1,0 +1,208 @@
+"""A model to keep: what a run writes to its folder's model/, and what comes back from there.
+
+config.json         sizes, labels by name; of a pruned model schedule, methods, what removed tokens become
+model.safetensors   weights, fp32
+tokenizer*.json     BERT; the LSTM has vocab.txt
+README.md           the model card, as a hub reads it: metrics, token-layers and speed of the record
+*.py                a pruned BERT: the code that `trust_remote_code=True` runs
+
+answers = saved.load(Path("records/BERT/sst-2/…")).answer(["a gripping film"])
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pruning import batches, bert, lstm
+from pruning.batches import Examples
+from pruning.caches import whole_folder
+from pruning.devices import say
+from pruning.errors import UserError
+from pruning.tasks import Rows
+
+MODEL = "model"
+CONFIG = "config.json"
+CARD = "README.md"
+TEMPLATE = Path(__file__).with_name("templates") / "card.md"
+KINDS: dict[str, Any] = {
+    "bert": bert,
+    "pruned_bert": bert,
+    "pruned_lstm": lstm,
+}  # by config.json's model_type
+REST = 1.1  # of a model's size by its weights: pruners, tokenizer
+BATCH = 32
+
+Text = str | tuple[str, str]  # a sentence, or a pair of them
+
+
+# --- Writing ---------------------------------------------------------------------------------
+
+
+def write(folder: Path, builder: Any, model: Any, record: dict[str, Any]) -> dict[str, int]:
+    """Writes `folder`/model/, whole or not at all: file → bytes, for the record. Raises UserError if the
+    system refuses to write there."""
+    with whole_folder(folder / MODEL) as unfinished:
+        try:
+            builder.save(model, unfinished)
+        except SafetensorError as error:  # a full disk, for one
+            raise UserError(f"{folder / MODEL} cannot be written: {error}") from None
+        card(record).save(unfinished / CARD)
+        paths = sorted(path for path in unfinished.iterdir() if path.name != CARD)  # which tells of the clock
+        return {path.name: path.stat().st_size for path in paths}
+
+
+def is_whole(folder: Path, files: dict[str, int] | None) -> bool:
+    """Whether `folder`/model/ holds these files, of these sizes. files: what `write` returned."""
+    paths = {folder / MODEL / name: size for name, size in (files or {}).items()}
+    return bool(paths) and all(path.is_file() and path.stat().st_size == paths[path] for path in paths)
+
+
+def check_room(folder: Path, sizes: Sequence[int]) -> None:
+    """Prints what models of so many bytes of weights will take. Raises UserError if the disk lacks it."""
+    total = int(REST * sum(sizes))
+    if not total:
+        return
+    free = shutil.disk_usage(folder if folder.exists() else folder.absolute().parent).free
+    say(f"Models to be kept: {len(sizes)}, {total / 1e9:.2f} GB in {folder}/")
+    if total > free:
+        what = f"{folder.absolute()} has room for {free / 1e9:.2f} GB, these models take {total / 1e9:.2f}"
+        raise UserError(f"{what}. Make room, or set save_models = False at the top of the script")
+
+
+def card(record: dict[str, Any]) -> ModelCard:
+    """The model card of a run: front matter with a `model-index`, and how the model is used."""
+    name = f"{record['task']}, {record['method']}"
+    fast = (record["timings"] or {}).get("pruned", {}).get("speedup")
+    results = []
+    for split, part in record["splits"].items():
+        shown = part["metrics"] | {"token_layers_kept": part["token_layers_kept"], "speedup": fast}
+        dataset = {"dataset_type": record["task"], "dataset_name": record["task"], "dataset_split": split}
+        results += [
+            EvalResult("text-classification", metric_type=kind, metric_value=value, **dataset)
+            for kind, value in shown.items()
+            if value is not None
+        ]
+    data = ModelCardData(
+        model_name=name,
+        pipeline_tag="text-classification",
+        library_name="transformers" if record["model"] == "BERT" else "pytorch",
+        tags=["sequence-pruning"],
+        eval_results=results,
+    )
+    return ModelCard.from_template(data, template_path=str(TEMPLATE), record=record, title=name, fast=fast)
+
+
+# --- Reading ---------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a model says of one text: the label, or a score with two decimals; the label's probability (None
+    of a score); for each sentence its words and the layer before which each was dropped (None: never)."""
+
+    label: str
+    probability: float | None
+    sentences: list[dict[str, list]]
+
+
+@dataclass
+class SavedModel:
+    """A model that was kept.
+
+    Attributes:
+        folder: its own, model/.
+        config: the fields of config.json.
+        model: in evaluation mode.
+        vocabulary: the words by their ids.
+        encode_rows: rows to the model's inputs.
+        sentences: as `Bert.sentences`, with the vocabulary first.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    model: Any
+    vocabulary: list[str]
+    encode_rows: Callable[[Rows], Examples]
+    sentences: Callable[..., list[dict[str, list]]]
+
+    @property
+    def task(self) -> str:
+        return self.config["task"]
+
+    @property
+    def is_pair(self) -> bool:
+        return self.config["kind"] == "pair"
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes by number; none for a score."""
+        return [] if self.config["problem_type"] == "regression" else [*self.config["id2label"].values()]
+
+    def encode(self, texts: Sequence[Text]) -> Examples:
+        """Sentences or pairs as the model reads them; labels 0. Raises UserError for one where the other is
+        wanted."""
+        for text in texts:
+            if isinstance(text, str) == self.is_pair:
+                wanted = "pairs of sentences" if self.is_pair else "single sentences"
+                raise UserError(f"{self.folder} answers {wanted}; this is none: {text!r}")
+        first, second = zip(*texts, strict=True) if self.is_pair else (texts, None)
+        rows = Rows([*first], None if second is None else [*second], [0.0] * len(texts), [])
+        return self.encode_rows(rows)
+
+    @torch.no_grad()
+    def logits(self, examples: Examples) -> tuple[Tensor, list[list[dict[str, list]]]]:
+        """(N, C) fp32, and the words of each example as in `Answer`."""
+        order, logits, words = [], [], {}
+        device = next(self.model.parameters()).device
+        for rows in batches.sorted_batches(examples.lengths, BATCH):
+            output = self.model(**batches.to_device(examples.batch(rows), device))
+            order.append(rows)
+            logits.append(output.logits.float().cpu())
+            part = examples.take(rows)
+            for i, row in enumerate(rows.tolist()):
+                words[row] = self.sentences(self.vocabulary, part, i, getattr(output, "kept", None))
+        return torch.cat(logits)[torch.cat(order).argsort()], [words[row] for row in range(len(examples))]
+
+    def answer(self, texts: Sequence[Text]) -> list[Answer]:
+        """The model's answers, one for each text. Raises UserError for pairs where sentences are wanted, and
+        the other way round."""
+        if not texts:
+            return []
+        logits, words = self.logits(self.encode(texts))
+        if not self.labels:
+            return [
+                Answer(f"{score:.2f}", None, w) for score, w in zip(logits[:, 0].tolist(), words, strict=True)
+            ]
+        best, classes = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
+        return [Answer(self.labels[c], p, w) for c, p, w in zip(classes, best, words, strict=True)]
+
+
+def load(folder: Path) -> SavedModel:
+    """A model that a run kept. folder: the run's, or model/ in it. Raises UserError if there is none."""
+    folder = folder / MODEL if (folder / MODEL).is_dir() else folder
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind = KINDS[config["model_type"]]
+        missing = {"task", "kind", "id2label", "problem_type"} - {*config}
+        if missing:
+            raise ValueError
+    except OSError as error:
+        raise UserError(
+            f"{folder / CONFIG} cannot be read: {error.strerror}; is {folder} a run's folder?"
+        ) from None
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{folder} holds no model of this project") from None
+    try:
+        model, vocabulary, encode_rows = kind.load(folder, config)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        line = re.sub(r"\s+", " ", str(error))
+        raise UserError(f"{folder} is damaged: {line}") from None
+    return SavedModel(folder, config, model.eval(), vocabulary, encode_rows, kind.sentences)
