@@ -2,7 +2,7 @@
 
     nothing  →  records/benchmark/<device>-<key>/record.json, tables.md, speed.png
 
-Run it without parameters, `python -m studies.benchmark` (or `make bench`): 12 minutes on two CPU cores, twice
+Run it without parameters, `python -m studies.benchmark` (or `make bench`): 9 minutes on two CPU cores, twice
 that where the device computes in bf16. Change what is between the two rulers below. Every comparison is made
 within one cell, see `timing.measure`; `studies.workloads` builds what is compared.
 """
@@ -42,7 +42,7 @@ lstm_batch_sizes = [1, 32, 256]
 lstm_rates = [0, 0.3, 0.6, 0.9]
 tokens_a_pass = 400  # about as many real tokens go through each variant, in at least one batch
 seconds_a_cell = 12  # in which a cell makes as many passes as it can, but at least
-fewest_passes = 4
+fewest_passes = 3
 # ----------------------------------------------------------------------------------------------
 
 # A teacher is no speed-up, and a threshold removes nothing until it has been tuned on real sentences.
