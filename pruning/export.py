@@ -12,20 +12,20 @@ import importlib.util
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from pruning import batches, caches, metrics, pruners, saved
-from pruning.batches import Examples
+from pruning import caches, pruners, records, saved
+from pruning.agreement import compare
 from pruning.caches import whole_file
 from pruning.errors import UserError, run_script
-from pruning.graphs import GRAPHS, Graph
-from pruning.tasks import AGNEWS, GLUE, Task
+from pruning.graphs import GRAPHS
+from pruning.saved import SavedModel
+from pruning.tasks import AGNEWS, GLUE
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 20  # the first that has GELU
@@ -35,10 +35,6 @@ REFUSED = {
     pruners.TeacherPruner: "a teacher looks at what deployment does not have",
 }
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-BATCH = 32
-ALONE = 1_000  # examples that are also compared one by one
-TOLERANCE = 1e-4  # of logits
-TIE = 1e-5  # difference of two scores at a cut, up to which rounding may choose the other token
 
 
 # --- Writing ---------------------------------------------------------------------------------
@@ -147,122 +143,7 @@ def _unshare_lstm(graph: Any) -> None:
             node.input[place] = copy.name = f"{copy.name}_{number}"
 
 
-# --- Comparing -------------------------------------------------------------------------------
-
-Run = Callable[[dict[str, Tensor]], tuple[Tensor, list[Tensor]]]  # a batch → logits, positions kept
-
-
-class Answers(NamedTuple):
-    """Of N examples: logits (N, C), and the positions that each keeps in each pruned layer."""
-
-    logits: Tensor
-    kept: list[list[list[int]]]
-
-
-def in_onnx_runtime(path: Path) -> Run:
-    """An exported file, on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        outputs = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
-        logits, *kept = map(torch.from_numpy, outputs)
-        return logits, kept
-
-    return run
-
-
-def in_pytorch(model: Any) -> Run:
-    graph = GRAPHS[type(model)](model)
-
-    @torch.no_grad()
-    def run(batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        output = model(**batch)
-        return output.logits, graph.kept_by(output.kept)
-
-    return run
-
-
-def answers(run: Run, examples: Examples, groups: Sequence[Tensor]) -> Answers:
-    """What `run` makes of all examples, by batches of the rows in `groups`."""
-    logits, kept = [], []
-    for rows in groups:
-        part, positions = run(examples.batch(rows))
-        logits.append(part)
-        for i in range(len(rows)):
-            kept.append([layer[i][layer[i] >= 0].tolist() for layer in positions])
-    order = torch.cat([*groups]).argsort()
-    return Answers(torch.cat(logits)[order], [kept[i] for i in order.tolist()])
-
-
-class Difference(NamedTuple):
-    """Examples that keep other tokens because two scores at a cut differ by less than TIE; of the others,
-    those that keep other tokens, those of another class, and the greatest difference of logits."""
-
-    ties: int
-    sets: int
-    classes: int
-    logits: float
-
-    @property
-    def is_small(self) -> bool:
-        return not self.sets and not self.classes and self.logits <= TOLERANCE
-
-
-def difference(graph: Graph, examples: Examples, wanted: Answers, found: Answers) -> Difference:
-    other = [i for i, kept in enumerate(wanted.kept) if kept != found.kept[i]]
-    ties = [i for i in other if _smallest_margin(graph, examples.batch(torch.tensor([i]))) < TIE]
-    alike = torch.ones(len(examples)).bool()
-    alike[ties] = False
-    ours, theirs = wanted.logits[alike], found.logits[alike]
-    classes = ours.argmax(dim=1) != theirs.argmax(dim=1)
-    distance = (ours - theirs).abs().flatten().tolist()
-    return Difference(len(ties), len(other) - len(ties), int(classes.sum()), max(distance, default=0.0))
-
-
-@torch.no_grad()
-def _smallest_margin(graph: Graph, example: dict[str, Tensor]) -> float:
-    """The smallest difference between the lowest score that stays and the highest that goes."""
-    margins: list[float] = []
-    graph.margins = margins
-    graph(**example)
-    graph.margins = None
-    return min(margins, default=float("inf"))
-
-
-def compare(model: Any, task: Task, examples: Examples, paths: Sequence[Path]) -> list[str]:
-    """Lines that say how the two files answer beside the model. Raises UserError where the fp32 file does not
-    answer as the model does."""
-    groups = batches.sorted_batches(examples.lengths, BATCH)
-    runs = in_pytorch(model), *map(in_onnx_runtime, paths)
-    wanted, found, int8 = (answers(run, examples, groups) for run in runs)
-    few = examples.take(torch.arange(min(ALONE, len(examples))))
-    alone = answers(runs[1], few, torch.arange(len(few)).split(1))
-    first = Answers(wanted.logits[: len(few)], wanted.kept[: len(few)])
-    graph = GRAPHS[type(model)](model)
-    lines = [_metrics(task, examples, PyTorch=wanted, fp32=found, int8=int8)]
-    for name, count, result in (
-        (f"batches of {BATCH}", len(examples), difference(graph, examples, wanted, found)),
-        ("one by one", len(few), difference(graph, few, first, alone)),
-    ):
-        lines.append(
-            f"fp32, {name}, {count:,} examples: {result.sets} keep other tokens, {result.ties} more where "
-            f"two scores are equal to rounding; {result.classes} other classes; logits to {result.logits:.0e}"
-        )
-        if not result.is_small:
-            raise UserError(f"{paths[0]} does not answer as the PyTorch model does. {lines[-1]}")
-    return lines
-
-
-def _metrics(task: Task, examples: Examples, **found: Answers) -> str:
-    """The task's metric × 100 of each."""
-    name, labels = task.metrics[0], examples.labels.tolist()
-    values = []
-    for who, part in found.items():
-        value = metrics.compute(task, labels, metrics.predictions_of(task, part.logits))[name]
-        values.append(f"{who} undefined" if value is None else f"{who} {100 * value:.2f}")
-    return f"{name} × 100: {', '.join(values)}"
+# --- The command ------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -279,18 +160,31 @@ def main(arguments: list[str] | None = None) -> None:
     quantize(*paths)
     for path in paths:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    paths = [path.resolve() for path in paths]
+    with chdir(_world_of(kept.folder)):
+        print(*_compared(kept, paths), sep="\n  ")
+
+
+def _world_of(folder: Path) -> Path:
+    """The folder whose records/<model>/<task>/<run>/model/ this is; the current one where it was moved."""
+    above = folder.resolve().parents
+    return above[4] if len(above) > 4 and above[3].name == records.RECORDS.name else Path()
+
+
+def _compared(kept: SavedModel, paths: Sequence[Path]) -> list[str]:
+    """Lines on each dev split of the model's task, if it is prepared in the current folder."""
     task = (GLUE | {AGNEWS.name: AGNEWS})[kept.task]
     kind = "lstm" if kept.config["model_type"] == "pruned_lstm" else "bert"
     prepared = caches.path_of(kind, task.name)
     if not prepared.exists():
-        print(f"Not compared with PyTorch: {task.name} is not prepared ({prepared})")
-        return
+        return [f"Not compared with PyTorch: {task.name} is not prepared ({prepared})"]
     data = caches.open_task(kind, task, f"Prepare{'Agnews' if task is AGNEWS else 'Glue'}4{kind.title()}.py")
     if data.vocabulary != kept.vocabulary:
-        print(f"Not compared with PyTorch: {prepared} was prepared with another vocabulary")
-        return
+        return [f"Not compared with PyTorch: {prepared} was prepared with another vocabulary"]
+    lines = []
     for split in task.dev_splits:
-        print(f"{task.name}, {split}:", *compare(kept.model, task, data.splits[split], paths), sep="\n  ")
+        lines += [f"{task.name}, {split}:", *compare(kept.model, task, data.splits[split], paths)]
+    return lines
 
 
 if __name__ == "__main__":

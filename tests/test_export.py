@@ -14,7 +14,7 @@ from conftest import build
 from running import experiment
 
 import PrepareGlue4Bert
-from pruning import caches, export, methods, pruners
+from pruning import agreement, caches, export, methods, pruners
 from pruning.batches import BertExamples, LstmExamples, Ragged
 from pruning.errors import UserError
 from pruning.graphs import GRAPHS
@@ -70,10 +70,10 @@ def examples_of(model, lengths):
 def test_alone_and_in_any_batch_the_file_answers_as_the_model(exported):
     model, path, examples, _ = exported
     alone = torch.arange(len(examples)).split(1)
-    wanted = export.answers(export.in_pytorch(model), examples, alone)
+    wanted = agreement.answers(agreement.in_pytorch(model), examples, alone)
     assert all(len(kept) == len(wanted.kept[0]) for kept in wanted.kept)
     for groups in (alone, torch.arange(len(examples)).split(len(examples)), LENGTHS.argsort().split(3)):
-        found = export.answers(export.in_onnx_runtime(path), examples, groups)
+        found = agreement.answers(agreement.in_onnx_runtime(path), examples, groups)
         assert found.kept == wanted.kept
         torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
 
@@ -108,8 +108,8 @@ def test_the_quantized_file_multiplies_in_int8_and_is_close(exported, tmp_path):
     operators = [node.op_type for node in onnx.load(tmp_path / "model.int8.onnx").graph.node]
     assert {"MatMulInteger"} <= {*operators} and operators.count("LSTM") == 0
     groups = torch.arange(len(examples)).split(3)
-    wanted = export.answers(export.in_pytorch(model), examples, groups)
-    found = export.answers(export.in_onnx_runtime(tmp_path / "model.int8.onnx"), examples, groups)
+    wanted = agreement.answers(agreement.in_pytorch(model), examples, groups)
+    found = agreement.answers(agreement.in_onnx_runtime(tmp_path / "model.int8.onnx"), examples, groups)
     if not hasattr(model, "bert"):
         assert found.kept == wanted.kept  # its pruner reads words, in fp32
     assert 0 < (found.logits - wanted.logits).abs().median() < 0.1
@@ -153,10 +153,10 @@ def test_other_tokens_are_a_tie_only_where_two_scores_at_the_cut_are_equal_to_ro
         model = make(method)
         methods.set_frequencies(model, torch.ones(64)[: 50 if not hasattr(model, "bert") else 64])
         examples, groups = examples_of(model, lengths), torch.arange(3).split(3)
-        wanted = export.answers(export.in_pytorch(model), examples, groups)
-        found = export.Answers(wanted.logits.clone(), [[[0]] for _ in wanted.kept])
+        wanted = agreement.answers(agreement.in_pytorch(model), examples, groups)
+        found = agreement.Answers(wanted.logits.clone(), [[[0]] for _ in wanted.kept])
         found.logits[0] += 1
-        counted[method] = export.difference(GRAPHS[type(model)](model), examples, wanted, found)
+        counted[method] = agreement.difference(GRAPHS[type(model)](model), examples, wanted, found)
     assert counted["frequency"][:3] == (1, 0, 0) and counted["frequency"].is_small
     assert counted["head"].ties == 0 and counted["head"].sets >= 1 and not counted["head"].is_small
     assert counted["head"].logits == pytest.approx(1)
@@ -189,6 +189,11 @@ def test_the_command_writes_both_files_and_compares_them_with_the_model(kept_mod
 
 def test_a_file_that_answers_otherwise_ends_in_one_sentence(monkeypatch):
     model, other = test_lstm.build("head", 0.4), test_lstm.build("tail", 0.4)
-    monkeypatch.setattr(export, "in_onnx_runtime", lambda _: export.in_pytorch(other))
+    monkeypatch.setattr(agreement, "in_onnx_runtime", lambda _: agreement.in_pytorch(other))
     with pytest.raises(UserError, match=r"model.onnx does not answer as the PyTorch model does"):
-        export.compare(model, GLUE["sst-2"], examples_of(model, LENGTHS), [Path("model.onnx")] * 2)
+        agreement.compare(model, GLUE["sst-2"], examples_of(model, LENGTHS), [Path("model.onnx")] * 2)
+
+
+def test_the_world_of_a_kept_model_is_found_from_any_folder(tmp_path):
+    assert export._world_of(tmp_path / "records/BERT/sst-2/head-seed0-1a2b3c4d/model") == tmp_path
+    assert export._world_of(tmp_path / "moved/model") == Path()
