@@ -29,8 +29,9 @@ from pruning.unpadding import Unpadding
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
 # tokens and faster for one to three, but takes up to twice as long for so many as these, and reads the
-# inner layer again for GELU.
+# inner layer again for GELU, which pays for many tokens only where there is AVX-512 (studies/LOG.md).
 FEW_TOKENS = range(4, 50)
+AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 ONEDNN = "AVX" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 ONEDNN_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -162,8 +163,9 @@ def _inner(intermediate: BertIntermediate, states: Tensor, paths: FastPaths) -> 
     """The inner layer of the feed-forward, activation included."""
     dense = intermediate.dense
     is_gelu = isinstance(intermediate.intermediate_act_fn, GELUActivation)
-    many = states.numel() // states.shape[-1] >= FEW_TOKENS.start
-    if paths.fused_product and type(dense) is nn.Linear and is_gelu and many:
+    tokens = states.numel() // states.shape[-1]
+    pays = tokens in FEW_TOKENS or (AVX512 and tokens >= FEW_TOKENS.stop)
+    if paths.fused_product and type(dense) is nn.Linear and is_gelu and pays:
         return _onednn_product(states, dense.weight, dense.bias, "gelu")
     return intermediate.intermediate_act_fn(_linear(dense, states, paths))
 
