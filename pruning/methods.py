@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.pruners import (
-    ColumnMeanPruner,
-    FrequencyPruner,
-    HeadPruner,
+    BERT_ONLY,
+    PRUNERS,
     Pruner,
     PrunerConfig,
-    RandomPruner,
     StudentPruner,
-    TailPruner,
     TeacherPruner,
     ThresholdPruner,
 )
@@ -26,16 +23,6 @@ from pruning.selection import TokenFusion, Tokens
 from pruning.teachers import BERT_TEACHERS, LSTM_TEACHERS
 
 STUDENT = " student"
-PRUNERS: dict[str, Callable[[PrunerConfig], Pruner]] = {
-    "random": RandomPruner,
-    "head": HeadPruner,
-    "tail": TailPruner,
-    "frequency": FrequencyPruner,
-    "column mean": ColumnMeanPruner,
-    "column mean threshold": ThresholdPruner,
-}
-# These read states or the next layer, which an LSTM's pruners do not get (but for students).
-BERT_ONLY = ("column mean", "column mean threshold")
 
 
 def table_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str, Callable[..., Pruner]]:

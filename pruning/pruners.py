@@ -8,11 +8,12 @@
     <teacher> student
                  a small network, trained to rank as the teacher does: what one deploys
 
-A new pruner is one class here and one line in `methods.PRUNERS`.
+A new pruner is one class here and one line in PRUNERS at the end.
 
 Shapes: B examples, T positions, H units, V words.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,3 +267,17 @@ class StudentPruner(Pruner):
 
     def table_flops(self, tokens: int) -> int:
         return tokens * (self.context * self.inner.out_features + 2 * self.outer.weight.numel())
+
+
+# --- Names -----------------------------------------------------------------------------------
+
+PRUNERS: dict[str, Callable[[PrunerConfig], Pruner]] = {
+    "random": RandomPruner,
+    "head": HeadPruner,
+    "tail": TailPruner,
+    "frequency": FrequencyPruner,
+    "column mean": ColumnMeanPruner,
+    "column mean threshold": ThresholdPruner,
+}
+# These read states or the next layer, which an LSTM's pruners do not get (but for students).
+BERT_ONLY = ("column mean", "column mean threshold")
