@@ -2,7 +2,7 @@
 
 Every finished run has a folder of its own, records/<model>/<task>/<method>-seed<n>-<key>/, with record.json
 and page.html; the key is a hash of everything that affects the outcome. Beside the tasks lies a summary that
-a person reads. A run with a record is finished; one that was interrupted left none.
+a person reads. A run with a record, and a whole model where it keeps one, is finished.
 """
 
 import hashlib

@@ -131,7 +131,7 @@ def record(
     evaluations: dict[str, Evaluation],
     timings: dict[str, Any] | None,
 ) -> None:
-    """Writes the run's folder: its page, then the record, whole or not at all. Prints a line."""
+    """Writes the run's folder: model, page, and last the record, each whole or not at all. Prints a line."""
     if not experiment.accelerator.is_main_process:
         return
     task, fields = experiment.data.task.name, experiment.key_fields_of(trained.method)
@@ -163,7 +163,7 @@ def record(
         content["model_files"] = saved.write(folder, experiment.builder, trained.model, content)
     if content["shown"]:
         records.write_text(folder / records.PAGE, pages.sentence_page(content, dense))
-    records.write(folder / records.RECORD, content)  # last: a run with a record is finished
+    records.write(folder / records.RECORD, content)  # last: it says that all the rest is there
     dev = evaluations["dev"]
     values = [f"{name} {'–' if v is None else f'{100 * v:.1f}'}" for name, v in dev["metrics"].items()]
     kept = "" if dev["token_layers_kept"] is None else f"; token-layers {dev['token_layers_kept']:.0%}"

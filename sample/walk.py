@@ -10,6 +10,7 @@ table in the end. The user's own data/, bert/, cache/ and records/ are not touch
 
 import contextlib
 import os
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -110,10 +111,12 @@ def main() -> None:
         print(f"\n=== The sample's records ===\n{table()}\n\n{records.LEGEND}")
         kept = [*records.RECORDS.glob("BERT/sst-2/ideal-gradients-student-*")]
     print("The sample shows that everything works, not how accurate it is.")
-    world = Path(os.path.relpath(WORLD))
+    world, python = Path(os.path.relpath(WORLD)), Path(os.path.relpath(sys.executable))
     print(f"Every run and its page of sentences: {world / records.RECORDS / records.INDEX}")
     for folder in kept:
-        print(f'A sentence of yours: python -m pruning.predict {world / folder} "what a lovely film" --words')
+        print(
+            f'A sentence of yours: {python} -m pruning.predict {world / folder} "what a lovely film" --words'
+        )
     print(f"Done in {(time.time() - started) / 60:.1f} minutes.")
 
 
