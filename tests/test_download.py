@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -374,9 +375,11 @@ def process(folder, *arguments, **environment):
     """The script in a process of its own, in an empty folder."""
     folder.mkdir(exist_ok=True)
     own = {"HF_HOME": str(folder.parent / "no cache of the client"), "PYTHONPATH": str(ROOT), **environment}
+    hears = None if sys.platform == "win32" else partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
         [sys.executable, "-m", "pruning.download", *arguments],
         cwd=folder, env=os.environ | own, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=hears,  # a shell's background job is deaf to Ctrl-C, and so are its children
     )  # fmt: skip
 
 
