@@ -28,7 +28,7 @@ CODE = (  # what a saved model runs elsewhere: these import each other and insta
     *(ROOT / "pruning" / f"{module}.py" for module in ("selection", "losses", "teachers", "pruners")),
     *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "unpadding")),
 )
-OF_PRUNING = ("pruning_schedule", "pruning_methods", "pruning_seed", "removed_tokens", "model_type")
+OF_PRUNING = {"model_type", *PrunedBertConfig.__annotations__}  # what a stock configuration has not
 
 
 @dataclass

@@ -79,7 +79,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise _refusal(path, error) from None
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -96,9 +96,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise _refusal(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refusal(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written: {error.strerror or error}")
 
 
 def _temporary(path: Path) -> Path:

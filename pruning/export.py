@@ -25,7 +25,7 @@ from pruning.caches import whole_file
 from pruning.errors import UserError, run_script
 from pruning.graphs import GRAPHS
 from pruning.saved import SavedModel
-from pruning.tasks import AGNEWS, GLUE
+from pruning.tasks import AGNEWS, TASKS
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 20  # the first that has GELU
@@ -173,7 +173,7 @@ def _world_of(folder: Path) -> Path:
 
 def _compared(kept: SavedModel, paths: Sequence[Path]) -> list[str]:
     """Lines on each dev split of the model's task, if it is prepared in the current folder."""
-    task = (GLUE | {AGNEWS.name: AGNEWS})[kept.task]
+    task = TASKS[kept.task]
     kind = "lstm" if kept.config["model_type"] == "pruned_lstm" else "bert"
     prepared = caches.path_of(kind, task.name)
     if not prepared.exists():

@@ -28,7 +28,8 @@ PATHS = FastPaths(fused_product=False)  # oneDNN's operators are PyTorch's own
 
 
 class Graph(nn.Module):
-    """What both kinds share.
+    """What both kinds share. Each has `example`, inputs to trace it with, and `kept_by`: of what the PyTorch
+    model's output says, what the graph gives beside logits.
 
     Attributes:
         inputs, outputs: their names.
@@ -41,14 +42,6 @@ class Graph(nn.Module):
     outputs: tuple[str, ...]
     keep_first: bool
     margins: list[float] | None = None
-
-    def kept_by(self, kept: tuple[Tensor, ...] | None) -> list[Tensor]:
-        """Of what the PyTorch model's output says, what the graph gives beside logits."""
-        raise NotImplementedError
-
-    def example(self) -> tuple[Tensor, ...]:
-        """Inputs to trace the graph with."""
-        raise NotImplementedError
 
     def prune(self, tokens: Tokens, scores: Tensor, rate: float, fusion: TokenFusion | None = None) -> Tokens:
         """The tokens that stay, as `Tokens.keep` has them, with sizes left free."""

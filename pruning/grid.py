@@ -145,11 +145,11 @@ class Experiment:
         """The dense model: from memory, from cache/, or by training it."""
         if self._dense is None:
             with claim(self, DENSE, wait=True):  # another process may be training it
-                saved = self.store.load("models", self.key_fields)
-                if saved is None:
+                stored = self.store.load("models", self.key_fields)
+                if stored is None:
                     self._fine_tune()
                 else:
-                    dense: Any = self.builder.build(None, self.seed, saved["state"])
+                    dense: Any = self.builder.build(None, self.seed, stored["state"])
                     self._dense = dense.to(self.accelerator.device).eval()
         return self._dense
 
@@ -213,10 +213,10 @@ class Experiment:
         if not wanted:
             return None
         fields = {**self.key_fields, "teachers": {str(place): name for place, name in wanted.items()}}
-        saved = self.store.load("teachers", fields) if keep else None
-        if saved is not None:
+        stored = self.store.load("teachers", fields) if keep else None
+        if stored is not None:
             offsets = {place: distillation.sequences_of(examples, place).offsets for place in wanted}
-            return {place: Ragged(saved["scores"][place], offsets[place]) for place in wanted}
+            return {place: Ragged(stored["scores"][place], offsets[place]) for place in wanted}
         dense = self.dense()
         scores = distillation.score_examples(
             examples,

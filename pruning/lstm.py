@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Lstm:
         ours = dict.fromkeys(("dense, padded to 128", "dense, stock", "dense, ours"), dense)
         return ours | {"dense, packed": packed}
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         """What the weights of a model take."""
         return sum(tensor.nbytes for tensor in self.build(None, 0).state_dict().values())

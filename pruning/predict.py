@@ -15,7 +15,7 @@ from pathlib import Path
 from pruning import errors, readers, records, saved
 from pruning.errors import UserError
 from pruning.saved import Answer, SavedModel, Text
-from pruning.tasks import GLUE
+from pruning.tasks import TASKS
 
 
 def texts_of(model: SavedModel, lines: Iterable[str]) -> list[Text]:
@@ -45,24 +45,22 @@ def dropped_words(answer: Answer) -> list[str]:
         for word, layer in zip(sentence["words"], sentence["dropped"], strict=True):
             by_layer.setdefault(layer, []).append(word)
     stayed = by_layer.pop(None, [])
-    layers = sorted(by_layer.items(), key=lambda item: int("".join(filter(str.isdigit, item[0] or "")) or 0))
-    return [
-        *(f"    dropped before {layer}: {' '.join(words)}" for layer, words in layers),
-        f"    kept: {' '.join(stayed)}",
-    ]
+    layers = sorted(filter(None, by_layer), key=lambda layer: (len(layer), layer))  # layer 9 before layer 10
+    dropped = [f"    dropped before {layer}: {' '.join(by_layer[layer])}" for layer in layers]
+    return [*dropped, f"    kept: {' '.join(stayed)}"]
 
 
 def write_glue(model: SavedModel) -> None:
     """Answers GLUE's test files of the model's task, in the run's folder: index, prediction. Raises UserError
     where there is none."""
-    task = GLUE.get(model.task)
-    files = task.test_paths() if task else {}
-    if task is None or not files:
-        raise UserError(f"there is no test file of {model.task} in data/{task.folder if task else ''}")
+    task = TASKS[model.task]
+    files = task.test_paths()
+    if not files:
+        raise UserError(f"there is no test file of {task.name} in data/{task.folder}")
+    as_in_file = {shown: in_file for in_file, shown in task.classes.items()}
     for name, path in files.items():
-        rows = readers.read_test(task, path)
-        labels = [answer.label for answer in model.answer(rows)]
-        as_in_file = {shown: in_file for in_file, shown in task.classes.items()}
+        answers = model.answer(readers.read_test(task, path), with_words=False)
+        labels = [answer.label for answer in answers]
         lines = [f"{i}\t{as_in_file.get(label, label)}" for i, label in enumerate(labels)]
         target = model.folder.parent / f"{name}.tsv"
         records.write_text(target, "\n".join(["index\tprediction", *lines, ""]))
@@ -83,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_glue(model)
         return
     texts = texts_of(model, given.texts or (line.rstrip("\r\n") for line in sys.stdin))
-    for text, answer in zip(texts, model.answer(texts), strict=True):
+    for text, answer in zip(texts, model.answer(texts, given.words), strict=True):
         print(line_of(text, answer), *(dropped_words(answer) if given.words else []), sep="\n")
 
 

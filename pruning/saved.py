@@ -22,22 +22,20 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pruning import batches, bert, lstm
+from pruning import bert, lstm
 from pruning.batches import Examples
 from pruning.caches import whole_folder
 from pruning.devices import say
 from pruning.errors import UserError
 from pruning.tasks import Rows
+from pruning.training import TrainingSet, outputs
 
 MODEL = "model"
 CONFIG = "config.json"
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("templates") / "card.md"
-KINDS: dict[str, Any] = {
-    "bert": bert,
-    "pruned_bert": bert,
-    "pruned_lstm": lstm,
-}  # by config.json's model_type
+KINDS: dict[str, Any] = {"bert": bert, "pruned_bert": bert, "pruned_lstm": lstm}  # by model_type
+FIELDS = {"task", "kind", "id2label", "problem_type"}  # that config.json has to have besides
 REST = 1.1  # of a model's size by its weights: pruners, tokenizer
 BATCH = 32
 
@@ -106,7 +104,8 @@ def card(record: dict[str, Any]) -> ModelCard:
 
 class Answer(NamedTuple):
     """What a model says of one text: the label, or a score with two decimals; the label's probability (None
-    of a score); for each sentence its words and the layer before which each was dropped (None: never)."""
+    of a score); for each sentence, if asked for, its words and the layer before which each was dropped (None:
+    never)."""
 
     label: str
     probability: float | None
@@ -157,26 +156,29 @@ class SavedModel:
         rows = Rows([*first], None if second is None else [*second], [0.0] * len(texts), [])
         return self.encode_rows(rows)
 
-    @torch.no_grad()
-    def logits(self, examples: Examples) -> tuple[Tensor, list[list[dict[str, list]]]]:
-        """(N, C) fp32, and the words of each example as in `Answer`."""
-        order, logits, words = [], [], {}
+    def logits(
+        self, examples: Examples, with_words: bool = True
+    ) -> tuple[Tensor, list[list[dict[str, list]]]]:
+        """(N, C) fp32, and the words of each example as in `Answer`, which take longer than the model where
+        there are many."""
+        order, logits = [], []
+        words: list[list[dict[str, list]]] = [[] for _ in range(len(examples))]
         device = next(self.model.parameters()).device
-        for rows in batches.sorted_batches(examples.lengths, BATCH):
-            output = self.model(**batches.to_device(examples.batch(rows), device))
+        for rows, output in outputs(self.model, TrainingSet(examples), batch_size=BATCH, device=device):
             order.append(rows)
             logits.append(output.logits.float().cpu())
-            part = examples.take(rows)
-            for i, row in enumerate(rows.tolist()):
-                words[row] = self.sentences(self.vocabulary, part, i, getattr(output, "kept", None))
-        return torch.cat(logits)[torch.cat(order).argsort()], [words[row] for row in range(len(examples))]
+            if with_words:
+                part = examples.take(rows)
+                for i, row in enumerate(rows.tolist()):
+                    words[row] = self.sentences(self.vocabulary, part, i, output.kept)
+        return torch.cat(logits)[torch.cat(order).argsort()], words
 
-    def answer(self, texts: Sequence[Text]) -> list[Answer]:
+    def answer(self, texts: Sequence[Text], with_words: bool = True) -> list[Answer]:
         """The model's answers, one for each text. Raises UserError for pairs where sentences are wanted, and
         the other way round."""
         if not texts:
             return []
-        logits, words = self.logits(self.encode(texts))
+        logits, words = self.logits(self.encode(texts), with_words)
         if not self.labels:
             return [
                 Answer(f"{score:.2f}", None, w) for score, w in zip(logits[:, 0].tolist(), words, strict=True)
@@ -191,8 +193,7 @@ def load(folder: Path) -> SavedModel:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind = KINDS[config["model_type"]]
-        missing = {"task", "kind", "id2label", "problem_type"} - {*config}
-        if missing:
+        if not {*config} >= FIELDS:
             raise ValueError
     except OSError as error:
         raise UserError(

@@ -164,7 +164,7 @@ class Block(Generic[S]):
         value = self.values[name]
         if not isinstance(value, dict) or get_origin(self.kind.model_fields[name].annotation) is dict:
             return value
-        unknown = [key for key in value if key not in (*tasks.GLUE, tasks.AGNEWS.name, OTHER)]
+        unknown = [key for key in value if key not in (*tasks.TASKS, OTHER)]
         if unknown:
             raise UserError(f"{name} in {self.script}: there is no task {unknown[0]!r}")
         if task not in value and OTHER not in value:

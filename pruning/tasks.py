@@ -161,6 +161,7 @@ AGNEWS = Task(
     {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"}, ("text",),
     files={"train": "train.csv", "dev": "test.csv"}, fields=3, escaped=True,
 )  # fmt: skip
+TASKS = GLUE | {AGNEWS.name: AGNEWS}
 
 
 @dataclass

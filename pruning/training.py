@@ -6,7 +6,7 @@ A model is called with a batch's tensors, `labels` and `teacher_scores`, and ret
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -205,16 +205,24 @@ def state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, data: TrainingSet, *, batch_size: int, device: torch.device) -> Predictions:
-    """The model's answers in fp32, in evaluation mode, in length-sorted batches, without a look at labels."""
+def outputs(
+    model: nn.Module, data: TrainingSet, *, batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Any]]:
+    """Rows and the model's output for them, in evaluation mode, in length-sorted batches, without a look at
+    labels."""
     model.to(device).eval()
-    order, logits, kept = [], [], []
     memory = Memory()
     for rows in batches.sorted_batches(data.examples.lengths, batch_size):
+        yield from memory.run(rows, lambda piece: (piece, model(**data.batch(piece, device))))
+
+
+def predict(model: nn.Module, data: TrainingSet, *, batch_size: int, device: torch.device) -> Predictions:
+    """The model's answers to all examples, in fp32; see `outputs`."""
+    order, logits, kept = [], [], []
+    for rows, output in outputs(model, data, batch_size=batch_size, device=device):
         order.append(rows)
-        for output in memory.run(rows, lambda piece: model(**data.batch(piece, device))):
-            logits.append(output.logits.float().cpu())
-            if output.kept is not None:
-                kept.append(torch.stack([(places >= 0).sum(dim=1) for places in output.kept], dim=1).cpu())
+        logits.append(output.logits.float().cpu())
+        if output.kept is not None:
+            kept.append(torch.stack([(places >= 0).sum(dim=1) for places in output.kept], dim=1).cpu())
     back = torch.cat(order).argsort()
     return Predictions(torch.cat(logits)[back], torch.cat(kept)[back] if kept else None)
