@@ -38,11 +38,12 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from pruning.layers import FastPaths, needs_stock_layers, run_layers, run_stock_layers
+from pruning.layers import FastPaths, needs_stock_layers, run_layers, run_stock_layers, ways_of
 from pruning.losses import task_loss
 from pruning.methods import BERT_METHODS, methods_by_layer, prune
+from pruning.plan import FlatTokens, Kept, Trail, mask_on_host
 from pruning.pruners import PrunerConfig
-from pruning.selection import Readable, TokenFusion, Tokens, check_schedule
+from pruning.selection import TokenFusion, check_schedule
 
 
 @strict
@@ -83,7 +84,7 @@ class PrunedBertOutput(BaseModelOutputWithPooling):
         pruning_loss: scalar, the mean ranking loss of the students; None unless they are training.
     """
 
-    kept: tuple[Tensor, ...] | None = None
+    kept: Sequence[Tensor] | None = None
     pruning_loss: Tensor | None = None
 
 
@@ -91,7 +92,7 @@ class PrunedBertOutput(BaseModelOutputWithPooling):
 class PrunedSequenceClassifierOutput(SequenceClassifierOutput):
     """The stock output, and `kept` and `pruning_loss` of PrunedBertOutput."""
 
-    kept: tuple[Tensor, ...] | None = None
+    kept: Sequence[Tensor] | None = None
     pruning_loss: Tensor | None = None
 
 
@@ -136,6 +137,7 @@ class PrunedBertEncoder(BertEncoder):
         input_ids: Tensor | None = None,
         teacher_scores: dict[int, Tensor] | None = None,
         only_first: bool = False,
+        lengths: Sequence[int] | None = None,
         **kwargs,
     ) -> PrunedBertOutput:
         """
@@ -145,38 +147,40 @@ class PrunedBertEncoder(BertEncoder):
             input_ids: (B, T), for the pruners that look at them.
             teacher_scores: layer → (B, T) of the whole sentences; see `teachers.score`.
             only_first: the output at [CLS] is enough: last_hidden_state may be (B, 1, H).
+            lengths: the sums of the mask, if all padding is on the right; without them the device is asked.
 
         Raises:
             ValueError: for an attention mask that is not 2-D.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones(hidden_states.shape[:2], device=hidden_states.device)
-        if attention_mask.dim() != 2:
+        if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
-        tokens = Tokens.start(hidden_states, attention_mask.bool(), input_ids)
-        if self.config.removed_tokens == "readable" and self.pruners:
-            tokens.readable = Readable(hidden_states, tokens.mask, tokens.lengths)
         paths = None if needs_stock_layers(self, kwargs) else self.fast_paths
-        kept: list[Tensor] = []
+        real = mask_on_host(hidden_states, attention_mask, lengths)
+        rates = [rate for rate in self.rates() if rate > 0]
+        ways = ways_of(self, hidden_states, paths)
+        tokens = FlatTokens.start(hidden_states, real, input_ids, rates, ways)
+        trails: list[Trail] = []
         losses: list[Tensor] = []
         for start, end in self.segments():
             if self.rates()[start] > 0:
                 tokens, loss = self._prune(start, tokens, (teacher_scores or {}).get(start))
                 losses += [] if loss is None else [loss]
-            if self.pruners:
-                kept += [tokens.kept_positions()] * (end - start)
+            trails += [tokens.trail] * (end - start)
             segment, last = self.layer[start:end], only_first and end == len(self.layer)
             if paths is None:
                 tokens = run_stock_layers(segment, tokens, self.config, **kwargs)
             else:
                 tokens = run_layers(segment, tokens, paths, last)
+        alone = only_first and paths is not None and paths.cls_only
         return PrunedBertOutput(
-            last_hidden_state=tokens.states,
-            kept=tuple(kept) or None,
+            last_hidden_state=tokens.first_in_batch() if alone else tokens.in_batch(),
+            kept=Kept(trails) if self.pruners else None,
             pruning_loss=torch.stack(losses).mean() if losses else None,
         )
 
-    def _prune(self, layer: int, tokens: Tokens, scores: Tensor | None) -> tuple[Tokens, Tensor | None]:
+    def _prune(
+        self, layer: int, tokens: FlatTokens, scores: Tensor | None
+    ) -> tuple[FlatTokens, Tensor | None]:
         """The tokens that stay for a layer, and the loss of a student in training."""
         pruner: Any = self.pruners[str(layer)]
         fusion: Any = self.fusions[str(layer)] if self.fusions else None

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = (  # what a saved model runs elsewhere: these import each other and installed packages
     ROOT / "ModifiedModelingBert.py",
     *(ROOT / "pruning" / f"{module}.py" for module in ("selection", "losses", "teachers", "pruners")),
-    *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "unpadding")),
+    *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "plan", "unpadding")),
 )
 OF_PRUNING = {"model_type", *PrunedBertConfig.__annotations__}  # what a stock configuration has not
 

@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.activations import GELUActivation
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertIntermediate, BertLayer, BertSelfAttention
 
-from pruning.selection import Tokens
-from pruning.unpadding import Unpadding
+from pruning.plan import FlatTokens, Ways
+from pruning.pruners import Pruner
+from pruning.unpadding import TOKENS_PER_CALL, TOKENS_PER_CALL_ELSEWHERE, Unpadding
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
 # tokens and faster for one to three, but takes up to twice as long for so many as these, and reads the
@@ -63,26 +65,17 @@ def needs_stock_layers(encoder: BertEncoder, arguments: dict[str, Any]) -> bool:
     )
 
 
-def run_layers(segment: Sequence[BertLayer], tokens: Tokens, paths: FastPaths, only_first: bool) -> Tokens:
+def run_layers(
+    segment: Sequence[BertLayer], tokens: FlatTokens, paths: FastPaths, only_first: bool
+) -> FlatTokens:
     """Layers with no pruner between them.
 
     Args:
-        only_first: the output at each sequence's first real token is enough: its states may be (B, 1, H).
+        only_first: with `paths.cls_only`, the states are those of each sequence's first token alone, (R, H).
     """
-    assert tokens.states is not None
     paths = _possible(paths, tokens.states)
-    if tokens.readable is None:
-        source, mask = tokens.states, tokens.mask
-        unpadding, queries = Unpadding.of(mask, tokens.lengths, paths.unpadding), None
-    else:
-        source, mask = tokens.readable.states, tokens.readable.mask
-        unpadding = Unpadding.of(mask, tokens.readable.lengths, updated=tokens.lengths)
-        queries = unpadding.places(tokens.positions, tokens.mask)
-    states = run_flat(segment, unpadding.flatten(source), unpadding, queries, paths, only_first)
-    if only_first and paths.cls_only:
-        return replace(tokens, states=unpadding.in_order(states)[:, None])
-    whole = unpadding.unflatten(states)
-    return replace(tokens, states=whole) if tokens.readable is None else tokens.updated(whole)
+    states = run_flat(segment, tokens.states, tokens.lie, tokens.queries, paths, only_first)
+    return replace(tokens, states=states)
 
 
 def run_flat(
@@ -99,24 +92,54 @@ def run_flat(
         queries: (Q,) the tokens that are updated, all being read; None for all.
         only_first: with `paths.cls_only` the last layer gives the first token of each sequence alone, (B, H).
     """
+    asked = states if queries is None else states.index_select(0, queries)
     for i, layer in enumerate(segment, start=1):
         if only_first and paths.cls_only and i == len(segment):
-            return _run_layer(layer, states, unpadding.asking_first(), paths, unpadding.first)
-        updated = _run_layer(layer, states, unpadding, paths, queries)
-        states = updated if queries is None else states.index_copy(0, queries, updated)
+            first = states.index_select(0, unpadding.first)
+            return _run_layer(layer, first, states, unpadding.asking_first(), paths)
+        asked = _run_layer(layer, asked, states, unpadding, paths)
+        states = asked if queries is None else states.index_copy(0, queries, asked)
     return states
 
 
-def run_stock_layers(segment: Sequence[BertLayer], tokens: Tokens, config: Any, **kwargs: Any) -> Tokens:
+def run_stock_layers(
+    segment: Sequence[BertLayer], tokens: FlatTokens, config: Any, **kwargs: Any
+) -> FlatTokens:
     """The same by the stock layers. Tokens that are only read are computed too, and then put back."""
-    read = tokens.readable
-    states, mask = (tokens.states, tokens.mask) if read is None else (read.states, read.mask)
-    assert states is not None
+    lie, queries = tokens.lie, tokens.queries
+    states = lie.unflatten(tokens.states)
+    whole = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    mask = whole if lie.mask is None else lie.mask[:, 0, 0] == 0
     attention_mask = create_bidirectional_mask(config, states, mask)  # as stock's attention wants it
     for layer in segment:
         computed = layer(states, attention_mask, **kwargs)
-        states = computed if read is None else torch.where(tokens.is_updated()[..., None], computed, states)
-    return replace(tokens, states=states) if read is None else tokens.updated(states)
+        if queries is not None:
+            updated = computed.flatten(0, 1).index_select(0, queries)
+            computed = lie.unflatten(states.flatten(0, 1).index_copy(0, queries, updated))
+        states = computed
+    return replace(tokens, states=states.flatten(0, 1))
+
+
+def ways_of(encoder: Any, states: Tensor, paths: FastPaths | None) -> Ways:
+    """How tokens may lie for a pass. paths: None for the stock layers."""
+    kind, readable = states.device.type, encoder.config.removed_tokens == "readable" and bool(encoder.pruners)
+    call: int | None = TOKENS_PER_CALL.get(kind, TOKENS_PER_CALL_ELSEWHERE)
+    if paths and paths.unpadding and has_varlen(encoder.layer[0].attention.self, states):
+        call = None
+    known = all(type(pruner).kept_lengths is Pruner.kept_lengths for pruner in encoder.pruners.values())
+    filled = kind not in TOKENS_PER_CALL and known and call is not None
+    return Ways(states.device, call, bool(paths and (paths.unpadding or readable)), readable, filled)
+
+
+def has_varlen(attention: BertSelfAttention, states: Tensor) -> bool:
+    """Whether one call of the attention serves sequences of all lengths end to end: in half precision on
+    NVIDIA's cards from Ampere on, without dropout of attention weights."""
+    kind = states.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    drops, size = attention.training and attention.dropout.p > 0, attention.attention_head_size
+    if kind != "cuda" or dtype not in (torch.float16, torch.bfloat16) or drops or size % 8 or size > 256:
+        return False
+    return torch.cuda.get_device_capability(states.device) >= (8, 0)
 
 
 def _possible(paths: FastPaths, states: Tensor) -> FastPaths:
@@ -128,13 +151,10 @@ def _possible(paths: FastPaths, states: Tensor) -> FastPaths:
 
 
 def _run_layer(
-    layer: BertLayer, states: Tensor, unpadding: Unpadding, paths: FastPaths, queries: Tensor | None
+    layer: BertLayer, states: Tensor, read: Tensor, unpadding: Unpadding, paths: FastPaths
 ) -> Tensor:
-    """One layer over tokens as they lie, (N, H); with `queries` (Q,) it updates those alone and reads all."""
+    """One layer over tokens as they lie: updates the states (Q, H) and reads all, (N, H)."""
     attention, feed_forward = layer.attention, layer.output
-    read = states
-    if queries is not None:
-        states = states.index_select(0, queries)
     query = _linear(attention.self.query, states, paths)
     sizes = attention.self.all_head_size, attention.self.num_attention_heads
     if (
@@ -187,6 +207,11 @@ def _attend(
     """The heads' outputs side by side, (Q, H): each group of sequences by itself."""
     heads, size = attention.num_attention_heads, attention.attention_head_size
     query, key, value = (part.reshape(-1, heads, size) for part in (query, key, value))
+    if unpadding.ends is not None:
+        widest = [max(sizes) for sizes in zip(*unpadding.groups, strict=True)]
+        ends = unpadding.ends[:2]
+        output = varlen_attn(query, key, value, *ends, widest[2], widest[1], scale=attention.scaling)
+        return output.flatten(1)
     outputs = []
     for rows, asked, read in unpadding.spans():
         output = scaled_dot_product_attention(
@@ -222,7 +247,8 @@ def absorbed(attention: BertSelfAttention, query: Tensor, states: Tensor, unpadd
         if torch.is_grad_enabled():  # several processes wait for a gradient of every parameter
             scores = scores + 0 * attention.key.bias.sum()
         if unpadding.mask is not None:
-            scores = scores.masked_fill(~unpadding.mask[:, 0], -torch.inf)
+            mask = unpadding.mask[:, 0]
+            scores = scores.masked_fill(~mask if mask.dtype == torch.bool else mask < 0, -torch.inf)
         mixed = scores.softmax(dim=2).to(x.dtype) @ x  # (rows, heads · updated, H)
         mixed = mixed.view(rows, heads, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
         output = (mixed @ to_value.transpose(1, 2)).transpose(0, 1).reshape(-1, heads * size)

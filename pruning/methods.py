@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.plan import FlatTokens
 from pruning.pruners import (
     BERT_ONLY,
     PRUNERS,
@@ -19,7 +20,7 @@ from pruning.pruners import (
     TeacherPruner,
     ThresholdPruner,
 )
-from pruning.selection import TokenFusion, Tokens
+from pruning.selection import TokenFusion, count_kept
 from pruning.teachers import BERT_TEACHERS, LSTM_TEACHERS
 
 STUDENT = " student"
@@ -74,29 +75,40 @@ def teacher_of(method: str) -> str | None:
 
 def prune(
     pruner: Pruner,
-    tokens: Tokens,
+    tokens: Any,
     rate: float,
     *,
     keep_first: bool,
     layer: Any = None,
     teacher_scores: Tensor | None = None,
     fusion: TokenFusion | None = None,
-) -> tuple[Tokens, Tensor | None]:
+) -> tuple[Any, Tensor | None]:
     """Scores, chooses, gathers: the tokens that stay and, in training, the loss of a student.
 
     Args:
+        tokens: Tokens or FlatTokens; the same comes back.
         layer, keep_first, fusion: see `Pruner.score` and `Tokens.keep`.
         teacher_scores: (B, T₀) of the whole sentences, by position; teachers always need them, students
             while they train.
     """
-    aligned = None if teacher_scores is None else teacher_scores.gather(1, tokens.positions)
-    scores = pruner.score(tokens, layer, aligned)
+    seen = tokens
+    if isinstance(tokens, FlatTokens):
+        lengths = [count_kept(length, rate) for length in tokens.lengths]
+        if pruner.training or pruner.needs_grid:
+            seen = tokens.on_grid()
+            teacher_scores = None if teacher_scores is None else tokens.in_rows(teacher_scores)
+        elif max(lengths) == 1:  # the first token alone stays
+            return tokens.keep(None, lengths, keep_first, fusion), None
+        else:
+            seen = tokens.updated()
+    aligned = None if teacher_scores is None else teacher_scores.gather(1, seen.positions)
+    scores = pruner.score(seen, layer, aligned)
     loss = None
     if aligned is not None and pruner.training:
         # nothing is to be learned of a first token that stays in any case
-        ranked = tokens.mask & (tokens.positions > 0) if keep_first else tokens.mask
+        ranked = seen.mask & (seen.positions > 0) if keep_first else seen.mask
         loss = pruner.loss(scores, aligned, ranked)
-    return tokens.keep(scores, pruner.kept_lengths(scores, tokens, rate), keep_first, fusion), loss
+    return tokens.keep(scores, pruner.kept_lengths(scores, seen, rate), keep_first, fusion), loss
 
 
 def set_frequencies(model: nn.Module, counts: Tensor) -> None:

@@ -41,6 +41,7 @@ class Pruner(nn.Module):
     """What a model asks of a pruner."""
 
     zero_at_start: tuple[str, ...] = ()  # tensors that a fresh pruner has at 0 (`from_pretrained` sets them)
+    needs_grid = True  # whether it wants rows and columns; not where a token's score is its own affair
 
     def __init__(self, config: PrunerConfig):
         super().__init__()
@@ -108,12 +109,16 @@ class RandomPruner(Pruner):
 class HeadPruner(Pruner):
     """Drops from the head of the sequence."""
 
+    needs_grid = False
+
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
         return tokens.positions.float()
 
 
 class TailPruner(Pruner):
     """Drops from the tail of the sequence."""
+
+    needs_grid = False
 
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
         return -tokens.positions.float()
@@ -122,6 +127,7 @@ class TailPruner(Pruner):
 class FrequencyPruner(Pruner):
     """Drops the words that are commonest in the training text; `counts` (V,) are saved with the model."""
 
+    needs_grid = False
     zero_at_start = ("counts",)
     counts: Tensor
 
@@ -223,6 +229,7 @@ class StudentPruner(Pruner):
     def __init__(self, config: PrunerConfig):
         super().__init__(config)
         self.context = config.student_context
+        self.needs_grid = self.context > 1
         self.inner = nn.Linear(config.hidden_size * self.context, config.student_width)
         self.outer = nn.Linear(config.student_width, 1)
 

@@ -1,12 +1,17 @@
-"""How the tokens of a padded batch lie while layers work on them: end to end, without padding.
+"""How the tokens of a batch lie while layers work on them: in one flat tensor, best without padding.
 
-Shapes: B sequences, T positions of the longest, N tokens of all sequences together, H units.
+What follows from lengths is made on the host, with NumPy, and sent to the device in one copy.
+
+Shapes: B sequences, R = B rows as they lie, T positions of the longest, W columns, N slots of a flat tensor,
+H units.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +19,101 @@ from torch import Tensor
 # launches are dear and tokens cheap: there a little padding is the smaller waste.
 TOKENS_PER_CALL = {"cpu": 4}
 TOKENS_PER_CALL_ELSEWHERE = 256
+PINNED = ("cuda",)  # devices that read page-locked memory while the host goes on; others may read too late
 
 Groups = list[tuple[int, int, int]]
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host's tensor on a device."""
+    if device.type in PINNED:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Arrays on a device, by one copy of all."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    words = [-(-array.nbytes // 8) for array in arrays]
+    buffer = np.zeros(sum(words), np.int64)
+    for array, end, count in zip(arrays, np.cumsum(words), words, strict=True):
+        buffer[end - count : end].view(np.uint8)[: array.nbytes] = array.reshape(-1).view(np.uint8)
+    parts = zip(arrays, move(torch.from_numpy(buffer), device).split(words), strict=True)
+    types = [torch.from_numpy(array.reshape(-1)[:0]).dtype for array in arrays]
+    return [
+        part.view(dtype)[: array.size].view(array.shape)
+        for (array, part), dtype in zip(parts, types, strict=True)
+    ]
+
+
+def neighbours(sizes: Iterable[tuple[int, int]]) -> Groups:
+    """Sequences side by side that have as many tokens, and as many of them updated; see `Unpadding`."""
+    return [(len(list(run)), *size) for size, run in groupby(sizes)]
+
+
+def keeps_padding(lengths: Sequence[int], width: int, call: int) -> bool:
+    """Whether removing padding costs more than it saves. call: what one call costs, in tokens."""
+    return len(lengths) * width - sum(lengths) < call * (len(set(lengths)) - 1)
+
+
+class Layout:
+    """Where the tokens of a batch lie: in the cells of a grid, padding included, or end to end.
+
+    Attributes:
+        real: (R, W) bool, True at real tokens.
+        lengths: (R,) its sums.
+        padded: whether slots are the cells of the grid.
+        starts: (R,) the slot of column 0 of each row.
+        size: N.
+    """
+
+    def __init__(self, real: np.ndarray, padded: bool):
+        self.real, self.padded, self.lengths = real, padded, real.sum(axis=1)
+        per_row = np.full(len(real), real.shape[1]) if padded else self.lengths
+        self.size = int(per_row.sum())
+        self.starts = per_row.cumsum() - per_row
+
+    @property
+    def first(self) -> np.ndarray:
+        """(R,) the slot of each row's first token."""
+        return self.starts + self.real.argmax(axis=1) if self.padded else self.starts.clip(max=self.size - 1)
+
+    @property
+    def last(self) -> np.ndarray:
+        """(R,) each row's last slot."""
+        return self.starts + (self.real.shape[1] if self.padded else self.lengths) - 1
+
+    @cached_property
+    def cells(self) -> np.ndarray:
+        """(N,) the cell of each slot in the grid, R · W at padding."""
+        if not self.padded:
+            return self.real.ravel().nonzero()[0]
+        return np.where(self.real, np.arange(self.size).reshape(self.real.shape), self.size).ravel()
+
+    def table(self) -> np.ndarray:
+        """(R, W) the slot of each real token, N at padding."""
+        if self.padded:
+            return self.cells.reshape(self.real.shape)
+        table = np.full(self.real.shape, self.size)
+        table[self.real] = np.arange(self.size)
+        return table
+
+    def groups(self) -> Groups:
+        """As `Unpadding` has them."""
+        if self.padded:
+            return [(*self.real.shape, self.real.shape[1])]
+        return neighbours((n, n) for n in self.lengths.tolist())
+
+    def arrays(self, varlen: bool) -> dict[str, np.ndarray]:
+        """What the attention needs, as `Unpadding` has it. varlen: whether one call serves all lengths."""
+        found = {"first": self.first}
+        if self.padded and not self.real.all():
+            found["mask"] = np.where(self.real, np.float32(0), np.float32(-np.inf))[:, None, None]
+        elif varlen:
+            counts = [self.lengths, np.ones_like(self.lengths)]
+            found["ends"] = np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))).astype(np.int32)
+        return found
 
 
 @dataclass
@@ -28,10 +126,13 @@ class Unpadding:
     Attributes:
         shape: (B, T) of the padded batch.
         groups: neighbours of one length: (how many sequences, tokens of each, of them updated).
-        index: (N,) int64, each flat token's place in the padded batch, b · T + t.
-        back: (B,) int64, which flat sequence is the b-th of the batch.
         first: (B,) int64, the first real token of each sequence as it lies now.
-        mask: (B, 1, 1, T) bool for the attention, True at real tokens; None where no padding is left.
+        index: (N,) int64, each flat token's place in the padded batch, b · T + t.
+        back: (B,) int64, which flat sequence is the b-th of the batch; None: they lie in its order.
+        mask: (B, 1, 1, T) for the attention, 0 at real tokens and -∞ elsewhere, or bool, True at real tokens;
+            None where no padding is left.
+        ends: (B + 1,) int32, where sequences end, of the tokens that are updated, of those that are read, and
+            of one token of each; where one call of the attention serves all lengths (varlen).
         typical: stands for `groups` where it is to be decided what pays, in a graph that leaves sizes free.
     """
 
@@ -41,44 +142,22 @@ class Unpadding:
     index: Tensor | None = None
     back: Tensor | None = None
     mask: Tensor | None = None
+    ends: tuple[Tensor, Tensor, Tensor] | None = None
     typical: Groups | None = None
 
     @classmethod
-    def of(
-        cls,
-        mask: Tensor,
-        lengths: Sequence[int],
-        unpad: bool = True,
-        updated: Sequence[int] | None = None,
-    ) -> "Unpadding":
-        """The cheaper way for a batch to lie.
-
-        Args:
-            mask: (B, T) bool, True at real tokens, wherever they stand.
-            lengths: the sums of `mask`, known to the host without asking the device.
-            unpad: False leaves padding where it is.
-            updated: how many tokens of each sequence the layers update, the others being only read: then no
-                padding stays. None: all.
-        """
-        rows, width = mask.shape
-        row_starts = torch.arange(0, rows * width, width, device=mask.device)
-        sizes = list(zip(lengths, updated or lengths, strict=True))
-        order = sorted(range(rows), key=lambda row: sizes[row], reverse=True)
-        groups = [(len(list(run)), *size) for size, run in groupby(sizes[row] for row in order)]
-        if len(groups) == 1 and groups[0][1] == width:
-            return cls((rows, width), groups, row_starts)
-        call = TOKENS_PER_CALL.get(mask.device.type, TOKENS_PER_CALL_ELSEWHERE)
-        padding = rows * width - sum(lengths)
-        keep_padding = not unpad or padding < call * (len(groups) - 1) or not min(lengths)
-        if updated is None and keep_padding:
-            first = row_starts + mask.int().argmax(dim=1)
-            return cls((rows, width), [(rows, width, width)], first, mask=mask[:, None, None, :])
-        by_length = torch.tensor(order)
-        starts = torch.tensor([0, *(lengths[row] for row in order[:-1])]).cumsum(0)
-        by_length, starts = by_length.to(mask.device), starts.to(mask.device)
-        slots = torch.arange(rows * width, device=mask.device).view(rows, width)
-        index = slots[by_length][mask[by_length]]
-        return cls((rows, width), groups, starts, index, by_length.argsort())
+    def of(cls, layout: Layout, tables: dict[str, Tensor], dtype: torch.dtype) -> "Unpadding":
+        """tables: `Layout.arrays` on the device; perhaps `index` and `back`. dtype: of the states."""
+        mask, ends = tables.get("mask"), tables.get("ends")
+        return cls(
+            layout.real.shape,
+            layout.groups(),
+            tables["first"],
+            tables.get("index"),
+            tables.get("back"),
+            None if mask is None else mask.to(dtype),
+            None if ends is None else (ends[0], ends[0], ends[1]),
+        )
 
     def flatten(self, states: Tensor) -> Tensor:
         """Padded (B, T, H) to how the tokens lie, (N, H)."""
@@ -86,19 +165,18 @@ class Unpadding:
         return flat if self.index is None else flat.index_select(0, self.index)
 
     def unflatten(self, states: Tensor) -> Tensor:
-        """The inverse of `flatten`, 0 at padding."""
-        rows, width = self.shape
-        if self.index is None:
-            return states.view(rows, width, -1)
-        padded = states.new_zeros(rows * width, states.shape[-1])
-        return padded.index_copy(0, self.index, states).view(rows, width, -1)
+        """The inverse of `flatten` where padding stays."""
+        return states.view(*self.shape, -1)
 
-    def places(self, positions: Tensor, mask: Tensor) -> Tensor:
-        """(Q,) where the tokens at `positions` (B, K) of their sequences lie, of those in `mask` (B, K)."""
-        if self.back is None:
-            return (self.first[:, None] + positions)[mask]
-        order = self.back.argsort()
-        return (self.first[:, None] + positions[order])[mask[order]]
+    def asking(self, layout: Layout, updated: Layout, ends: Tensor | None) -> "Unpadding":
+        """The same tokens to read, of which those of `updated` are updated."""
+        if layout.padded and updated.padded:
+            groups = [(*layout.real.shape, updated.real.shape[1])]
+        else:
+            groups = neighbours(zip(layout.lengths.tolist(), updated.lengths.tolist(), strict=True))
+        if self.ends is not None and ends is not None:
+            return replace(self, groups=groups, ends=(ends[0], *self.ends[1:]))
+        return replace(self, groups=groups)
 
     def asking_first(self) -> "Unpadding":
         """The same tokens to read, of which one of each sequence is updated."""
@@ -106,7 +184,8 @@ class Unpadding:
         def alone(groups: Groups) -> Groups:
             return [(rows, width, 1) for rows, width, _ in groups]
 
-        return replace(self, groups=alone(self.groups), typical=alone(self.typical or self.groups))
+        ends = None if self.ends is None else (self.ends[2], *self.ends[1:])
+        return replace(self, groups=alone(self.groups), typical=alone(self.typical or self.groups), ends=ends)
 
     def spans(self) -> Iterator[tuple[int, slice, slice]]:
         """For each group: its sequences, where the tokens lie that it updates, and those that it reads."""

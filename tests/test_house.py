@@ -26,7 +26,7 @@ OTHER_FILES = {
 }
 WITH_A_SAVED_MODEL = {  # the files that a saved model needs
     *("ModifiedModelingBert", "pruning", "pruning.selection", "pruning.losses", "pruning.teachers"),
-    *("pruning.pruners", "pruning.methods", "pruning.layers", "pruning.unpadding"),
+    *("pruning.pruners", "pruning.methods", "pruning.layers", "pruning.plan", "pruning.unpadding"),
 }
 IN_A_RECORD_FOLDER = (records.RECORD, records.PAGE)
 
