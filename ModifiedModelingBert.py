@@ -7,9 +7,9 @@ imported from here; no file of the installed library is overwritten.
 Modifications of transformers 5.23, class by class:
 
     PrunedBertConfig                     a model_type and four fields more, saved in config.json
-    PrunedBertEncoder.forward            the loop over the layers: before a layer with a pruner, tokens are
-                                         scored, chosen and gathered; layers between two pruners run on the
-                                         fast paths of `pruning.layers`, in place of BertLayer.forward
+    PrunedBertEncoder.forward            the loop over the layers, on flat tokens (`pruning.plan`): before one
+                                         with a pruner they are scored, chosen and gathered; layers between
+                                         two pruners run on the fast paths of `pruning.layers`
     PrunedBertModel.forward              hands the encoder the token ids and the 2-D mask
     PrunedBertModel.set_input_embeddings also tells the pruners how many words there are
     PrunedBertForSequenceClassification  takes teacher_scores; asks for [CLS] alone, so that the last layer
@@ -155,10 +155,9 @@ class PrunedBertEncoder(BertEncoder):
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
         paths = None if needs_stock_layers(self, kwargs) else self.fast_paths
-        real = mask_on_host(hidden_states, attention_mask, lengths)
-        rates = [rate for rate in self.rates() if rate > 0]
         ways = ways_of(self, hidden_states, paths)
-        tokens = FlatTokens.start(hidden_states, real, input_ids, rates, ways)
+        real = mask_on_host(hidden_states, attention_mask, lengths)
+        tokens = FlatTokens.start(hidden_states, real, input_ids, self.rates(), ways)
         trails: list[Trail] = []
         losses: list[Tensor] = []
         for start, end in self.segments():

@@ -11,6 +11,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pruning.unpadding import move
+
 OFFSETS = {"ids": "offsets", "second_ids": "second_offsets"}  # ragged column → its offsets, in a cache
 
 
@@ -216,9 +218,12 @@ def shuffled_batches(lengths: Tensor, size: int, seed: int) -> list[Tensor]:
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Moves every tensor of a batch."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
+    """Moves every tensor of a batch. With BERT's goes `lengths`, so that nobody has to ask the device."""
+    moved: dict[str, Any] = {name: move(tensor, device) for name, tensor in batch.items()}
+    if "attention_mask" in batch:
+        moved["lengths"] = batch["attention_mask"].sum(dim=1).tolist()
+    return moved
 
 
 def _totals(counts: Any) -> Tensor:

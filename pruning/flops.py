@@ -10,12 +10,11 @@ H units, I units of the feed-forward, n tokens.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pruning import selection
-from pruning.layers import FastPaths, absorbing_pays
-from pruning.unpadding import Unpadding
+from pruning.layers import FastPaths, absorbing_pays, ways_of
+from pruning.unpadding import neighbours
 
 Batch = dict[str, Tensor]
 
@@ -25,7 +24,9 @@ def bert_layer(config: Any, tokens: int, updated: int | None = None, absorbed: b
     return bert_layer_of(config, [(1, tokens, tokens if updated is None else updated)], absorbed)
 
 
-def bert_layer_of(config: Any, groups: Sequence[tuple[int, int, int]], absorbed: bool) -> int:
+def bert_layer_of(
+    config: Any, groups: Sequence[tuple[int, int, int]], absorbed: bool, device: str = "cpu"
+) -> int:
     """One encoder layer on a batch. For a sequence of n tokens, of which q are updated: 4q(H² + HI), and for
     keys, values and attention 4nH² + 4qnH; or, h heads, 4qH² + 4hqnH where the layer absorbs them.
 
@@ -34,7 +35,7 @@ def bert_layer_of(config: Any, groups: Sequence[tuple[int, int, int]], absorbed:
         absorbed: whether the layer may; it does where that pays.
     """
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    absorbs = absorbed and absorbing_pays(hidden, heads, groups)
+    absorbs = absorbed and absorbing_pays(hidden, heads, groups, device)
     total = 0
     for rows, n, q in groups:
         attention = q * (hidden + heads * n) if absorbs else n * (hidden + q)
@@ -63,28 +64,31 @@ def pruned_bert(model: Any, batch: Batch) -> int:
     """Our BERT on one batch at evaluation."""
     encoder, config = model.bert.encoder, model.config
     paths = encoder.fast_paths or FastPaths(unpadding=False, cls_only=False, absorbed=False)
-    mask = batch["attention_mask"].bool()
-    read_mask, read = mask, mask.sum(dim=1).tolist()
-    lengths = read
-    total = len(lengths) * bert_head(config)
+    weight = encoder.layer[0].output.dense.weight
+    ways = ways_of(encoder, weight, encoder.fast_paths)
+    (rows, width), lengths = batch["attention_mask"].shape, batch["attention_mask"].sum(dim=1).tolist()
+    read, read_width = lengths, width
+    total = rows * bert_head(config)
     for start, end in encoder.segments():
         if encoder.schedule[start] > 0:
-            width = mask.shape[1]
-            total += encoder.pruners[str(start)].flops(len(lengths), width)
-            total += len(lengths) * token_fusion(config, width) if encoder.fusions else 0
+            total += encoder.pruners[str(start)].flops(rows, width)
+            total += rows * token_fusion(config, width) if encoder.fusions else 0
             lengths = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
-            kept = torch.tensor(lengths, device=mask.device)[:, None]
-            mask = torch.arange(max(lengths), device=mask.device) < kept
-        if config.removed_tokens != "readable":
-            groups = Unpadding.of(mask, lengths, paths.unpadding).groups
+            width = max(lengths)
+        if not ways.readable:
+            groups = (
+                [(rows, width, width)]
+                if ways.pads(lengths, width)
+                else neighbours(zip(lengths, lengths, strict=True))
+            )
         elif encoder.fast_paths:
-            groups = Unpadding.of(read_mask, read, updated=lengths).groups
+            groups = neighbours(zip(read, lengths, strict=True))
         else:  # the stock layers compute all tokens
-            groups = Unpadding.of(read_mask, read, unpad=False).groups
+            groups = [(rows, read_width, read_width)]
         for layer in range(start, end):
             alone = paths.cls_only and layer == config.num_hidden_layers - 1
-            asked = [(rows, n, 1 if alone else q) for rows, n, q in groups]
-            total += bert_layer_of(config, asked, paths.absorbed)
+            asked = [(count, n, 1 if alone else q) for count, n, q in groups]
+            total += bert_layer_of(config, asked, paths.absorbed, weight.device.type)
     return total
 
 

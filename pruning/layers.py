@@ -36,6 +36,7 @@ FEW_TOKENS = range(4, 50)
 AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 ONEDNN = "AVX" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 ONEDNN_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+CALLS_TO_ABSORB = 6  # more than keys, values and the attention take
 
 
 @dataclass(frozen=True)
@@ -134,20 +135,20 @@ def ways_of(encoder: Any, states: Tensor, paths: FastPaths | None) -> Ways:
 def has_varlen(attention: BertSelfAttention, states: Tensor) -> bool:
     """Whether one call of the attention serves sequences of all lengths end to end: in half precision on
     NVIDIA's cards from Ampere on, without dropout of attention weights."""
-    kind = states.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
-    drops, size = attention.training and attention.dropout.p > 0, attention.attention_head_size
-    if kind != "cuda" or dtype not in (torch.float16, torch.bfloat16) or drops or size % 8 or size > 256:
+    size, drops = attention.attention_head_size, attention.training and attention.dropout.p > 0
+    if states.device.type != "cuda" or drops or size % 8 or size > 256:
         return False
-    return torch.cuda.get_device_capability(states.device) >= (8, 0)
+    is_cast = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda") if is_cast else states.dtype
+    return dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _possible(paths: FastPaths, states: Tensor) -> FastPaths:
     """`paths`, without oneDNN where it does not apply: with gradients, under autocast, on other devices."""
-    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled(states.device.type)
     by_type = {torch.float32: ONEDNN, torch.bfloat16: ONEDNN_BF16}
     has_onednn = states.device.type == "cpu" and by_type.get(states.dtype, False)
-    return replace(paths, fused_product=paths.fused_product and plain and has_onednn)
+    plain = has_onednn and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return replace(paths, fused_product=paths.fused_product and plain)
 
 
 def _run_layer(
@@ -160,7 +161,7 @@ def _run_layer(
     if (
         paths.absorbed
         and may_absorb(attention.self)
-        and absorbing_pays(*sizes, unpadding.typical or unpadding.groups)
+        and absorbing_pays(*sizes, unpadding.typical or unpadding.groups, states.device.type)
     ):
         context = absorbed(attention.self, query, read, unpadding)
     else:
@@ -210,8 +211,8 @@ def _attend(
     if unpadding.ends is not None:
         widest = [max(sizes) for sizes in zip(*unpadding.groups, strict=True)]
         ends = unpadding.ends[:2]
-        output = varlen_attn(query, key, value, *ends, widest[2], widest[1], scale=attention.scaling)
-        return output.flatten(1)
+        one: Any = varlen_attn(query, key, value, *ends, widest[2], widest[1], scale=attention.scaling)
+        return one.flatten(1)  # (Q, heads, size) to (Q, H)
     outputs = []
     for rows, asked, read in unpadding.spans():
         output = scaled_dot_product_attention(
@@ -264,8 +265,13 @@ def may_absorb(attention: BertSelfAttention) -> bool:
     return plain and not (attention.training and attention.dropout.p > 0)
 
 
-def absorbing_pays(hidden: int, heads: int, groups: Sequence[tuple[int, int, int]]) -> bool:
+def absorbing_pays(
+    hidden: int, heads: int, groups: Sequence[tuple[int, int, int]], device: str = "cpu"
+) -> bool:
     """Whether it takes a layer fewer products, for `Unpadding.groups` with n tokens of which q are updated:
-    2qH² + 2hqnH for h heads, not 2nH² + 2qnH."""
+    2qH² + 2hqnH for h heads, not 2nH² + 2qnH. Where calls are dear it has to save what its own cost, too (a
+    layer's products for a token are 12H²)."""
     by_absorbing = sum(rows * q * (hidden + heads * n) for rows, n, q in groups)
+    if device not in TOKENS_PER_CALL:
+        by_absorbing += len(groups) * CALLS_TO_ABSORB * TOKENS_PER_CALL_ELSEWHERE * 6 * hidden
     return by_absorbing < sum(rows * n * (hidden + q) for rows, n, q in groups)

@@ -100,7 +100,7 @@ def prune(
         elif max(lengths) == 1:  # the first token alone stays
             return tokens.keep(None, lengths, keep_first, fusion), None
         else:
-            seen = tokens.updated()
+            seen, teacher_scores = tokens.updated(), None
     aligned = None if teacher_scores is None else teacher_scores.gather(1, seen.positions)
     scores = pruner.score(seen, layer, aligned)
     loss = None

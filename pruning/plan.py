@@ -1,7 +1,7 @@
-"""One plan a pass: every index that follows from the lengths of a batch, made on the host, sent in one copy.
+"""BERT's tokens, flat from the embeddings to the classifier, and one plan a pass.
 
-Tokens lie flat from the embeddings to the classifier. The host knows how many tokens every example has and how
-many of them stay, so it knows all but the ranking: a GPU is never asked for anything.
+The host knows how many tokens every example has and how many of them stay. So it knows every index but those
+that scores decide: it makes all tables ahead, sends them in one copy, and never asks a GPU for anything.
 
 Shapes: B examples, R = B rows as they lie, W columns of the longest, N slots of a flat tensor, H units.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.selection import TokenFusion, Tokens, count_kept
-from pruning.unpadding import Layout, Unpadding, keeps_padding, send
+from pruning.unpadding import Layout, Step, Unpadding, keeps_padding, send
 
 
 @dataclass(frozen=True)
@@ -42,69 +42,6 @@ class Ways:
         if not self.unpad or not min(lengths):
             return True
         return self.call is not None and keeps_padding(lengths, width, self.call)
-
-
-class Step:
-    """What follows from lengths when tokens are removed.
-
-    Attributes:
-        lengths: (R,) what stays of each row.
-        layout: how that lies.
-        gone: how many tokens go.
-        tables: by name, on the host and then on the device: those of `layout`, and
-            picked         where nothing has to be ranked: the slots that stay, then those that go
-            scores, cells  (R · W + 1,) the scores' grid, ∞ at first tokens, -∞ at padding; (N,) where each
-                           slot's score goes, the last cell being for what is not ranked
-            begin, target  slots are `begin` plus, at `target` (R · W,), columns from best to worst
-            bags           (R,) where those that go begin, of each row
-    """
-
-    def __init__(self, before: Layout, lengths: Sequence[int], padded: bool, varlen: bool):
-        stay = np.asarray(lengths)
-        go = before.lengths - stay
-        self.lengths, self.gone = list(lengths), int(go.sum())
-        self.layout = Layout(np.arange(max(1, stay.max())) < stay[:, None], padded)
-        self.tables: dict[str, Any] = {"bags": go.cumsum() - go, **self.layout.arrays(varlen)}
-        if stay.min() == stay.max() == 1:
-            others = before.real.copy()
-            others[np.arange(len(stay)), before.real.argmax(axis=1)] = False
-            self.tables["picked"] = np.concatenate([before.first, before.table()[others]])
-        else:
-            self._rank(before, stay, go)
-
-    def _rank(self, before: Layout, stay: np.ndarray, go: np.ndarray) -> None:
-        rows, width = before.real.shape
-        scores = np.where(before.real, np.float32(0), np.float32(-np.inf))
-        scores[np.arange(rows), before.real.argmax(axis=1)] = np.inf
-        cells = before.cells.copy()
-        cells[before.first[before.lengths > 0]] = rows * width
-        size, columns = self.layout.size, np.arange(width)
-        after = size + self.tables["bags"] - stay  # of those that go, ranked behind those that stay
-        target = np.where(columns < stay[:, None], self.layout.starts[:, None], after[:, None]) + columns
-        target[columns >= before.lengths[:, None]] = size + self.gone
-        per_row = self.layout.real.shape[1] if self.layout.padded else stay
-        begin = np.concatenate([np.repeat(before.starts, part) for part in (per_row, go)] + [[0]])
-        if self.layout.padded:  # what fills a row up sorts behind its tokens
-            filler = ~self.layout.real
-            begin[:size].reshape(filler.shape)[filler] = np.repeat(before.last, filler.sum(axis=1))
-        self.tables |= {"scores": np.append(scores, np.float32(0)), "cells": cells}
-        self.tables |= {"begin": begin, "target": target.ravel()}
-
-    def pick(self, scores: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The slots that stay, in their order, and those that go. scores: (N,), or (R, W) on the grid."""
-        tables, size = self.tables, self.layout.size
-        picked = tables.get("picked")
-        if picked is None:
-            assert scores is not None
-            scores, grid = scores.detach().float(), tables["scores"]
-            if scores.dim() == 1:
-                grid.index_copy_(0, tables["cells"], scores)
-            rows = grid[:-1].view(len(self.lengths), -1)
-            if scores.dim() == 2:
-                rows = torch.where(rows == 0, scores, rows)
-            order = rows.argsort(dim=1, descending=True, stable=True)  # of equal scores the earlier stays
-            picked = tables["begin"].index_add_(0, tables["target"], order.flatten())
-        return picked[:size].sort().values, picked[size : size + self.gone]
 
 
 class Start:
@@ -253,18 +190,18 @@ class FlatTokens:
             states: (B, T, H) embeddings.
             real: (B, T) bool, True at real tokens.
             ids: (B, T) or None.
-            rates: of the layers that prune, in their order.
+            rates: of the layers, in their order.
         """
         start = Start(real, ids, ways)
         steps: list[Step] = []
         before, lengths = start.layout, start.layout.lengths.tolist()
-        for rate in rates:
+        for rate in (rate for rate in rates if rate > 0):
             lengths = [count_kept(length, rate) for length in lengths]
             steps.append(start.step(before, lengths))
             before = steps[-1].layout
         _send([start.tables, *(step.tables for step in steps)], ways.device)
         lie = Unpadding.of(start.layout, start.tables, states.dtype)
-        lie = replace(lie, shape=tuple(states.shape[:2]))
+        lie = replace(lie, shape=real.shape)
         return cls(lie.flatten(states), lie, Trail(start, start.layout), start.layout.lengths.tolist(), steps)
 
     @property

@@ -8,6 +8,7 @@ A model is called with a batch's tensors, `labels` and `teacher_scores`, and ret
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from pruning.devices import Memory
 from pruning.errors import UserError
 from pruning.losses import distillation_loss
 from pruning.teachers import Place
+from pruning.unpadding import move
 
 RatesAt = Callable[[float], Sequence[float]]  # share of the training that is over → one rate for each layer
 Curve = list[tuple[int, float]]  # step, mean loss since the point before
@@ -68,7 +70,7 @@ class TrainingSet:
 
     def batch(self, rows: Tensor, device: torch.device) -> dict[str, Any]:
         """A model's arguments for these rows, without labels."""
-        batch: dict[str, Any] = batches.to_device(self.examples.batch(rows), device)
+        batch = batches.to_device(self.examples.batch(rows), device)
         if self.teacher_scores is not None:
             padded: Any = {place: scores.pad(rows)[0] for place, scores in self.teacher_scores.items()}
             batch["teacher_scores"] = batches.to_device(padded, device)
@@ -119,24 +121,26 @@ def train(
     wrapped.train()
     rates_at = rates_at or schedules.rising(model.schedule, arguments.ramp_share)
     memory = Memory(may_cut=accelerator.num_processes == 1)  # others would wait for this process for ever
-    curve: Curve = []
     losses: list[Tensor] = []
+    read: list[float] = []
     bar = tqdm(steps, desc=name, leave=None, disable=not accelerator.is_main_process)
     for step, rows in enumerate(bar, start=1):
         model.set_training_rates(rates_at(step / len(steps)))
         losses.append(training_step(wrapped, optimizer, data, rows, arguments, accelerator, memory))
         scheduler.step()
-        if len(losses) >= max(1, min(CHECKED_EVERY, len(steps) // 50)) or step == len(steps):
-            curve.append((step, torch.stack(losses).mean().item()))
-            losses = []
-            bar.set_postfix(loss=f"{curve[-1][1]:.3f}")
-            if not math.isfinite(curve[-1][1]):
+        if step % CHECKED_EVERY == 0 or step == len(steps):  # nothing else waits for a GPU
+            latest, losses = torch.stack(losses).tolist(), []
+            read += latest
+            bar.set_postfix(loss=f"{fmean(latest):.3f}")
+            if not all(map(math.isfinite, latest)):
                 what = f"{name}: the loss is no number at step {step}"
                 raise UserError(f"{what}; a lower learning rate may help")
     model.set_training_rates(None)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     accelerator.free_memory()
-    return curve
+    every = max(1, min(CHECKED_EVERY, len(steps) // 50))
+    starts = range(0, len(steps), every)
+    return [(min(start + every, len(steps)), fmean(read[start : start + every])) for start in starts]
 
 
 def training_steps(lengths: Tensor, arguments: Arguments, seed: int) -> list[Tensor]:
@@ -166,12 +170,12 @@ def training_step(
 
     def backward(piece: Tensor) -> Tensor:
         batch = data.batch(piece, accelerator.device)
-        batch["labels"] = data.examples.labels[piece].to(accelerator.device)
+        batch["labels"] = move(data.examples.labels[piece], accelerator.device)
         with accelerator.autocast():
             output = model(**batch)
             loss = output.loss
             if data.teacher_logits is not None:
-                answers = data.teacher_logits[piece].to(accelerator.device)
+                answers = move(data.teacher_logits[piece], accelerator.device)
                 distance = distillation_loss(output.logits, answers)
                 loss = torch.lerp(loss, distance, arguments.distillation_share)
             if output.pruning_loss is not None:

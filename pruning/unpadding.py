@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays on a device, by one copy of all."""
+    """Arrays on a device, by one copy of all. Each may be changed in place: `.data` parts what autograd knows
+    of them."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     words = [-(-array.nbytes // 8) for array in arrays]
@@ -42,7 +44,7 @@ def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     parts = zip(arrays, move(torch.from_numpy(buffer), device).split(words), strict=True)
     types = [torch.from_numpy(array.reshape(-1)[:0]).dtype for array in arrays]
     return [
-        part.view(dtype)[: array.size].view(array.shape)
+        part.data.view(dtype)[: array.size].view(array.shape)
         for (array, part), dtype in zip(parts, types, strict=True)
     ]
 
@@ -114,6 +116,69 @@ class Layout:
             counts = [self.lengths, np.ones_like(self.lengths)]
             found["ends"] = np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))).astype(np.int32)
         return found
+
+
+class Step:
+    """What follows from lengths when tokens are removed.
+
+    Attributes:
+        lengths: (R,) what stays of each row.
+        layout: how that lies.
+        gone: how many tokens go.
+        tables: by name, on the host and then on the device: those of `layout`, and
+            picked         where nothing has to be ranked: the slots that stay, then those that go
+            scores, cells  (R · W + 1,) the scores' grid, ∞ at first tokens, -∞ at padding; (N,) where each
+                           slot's score goes, the last cell being for what is not ranked
+            begin, target  slots are `begin` plus, at `target` (R · W,), columns from best to worst
+            bags           (R,) where those that go begin, of each row
+    """
+
+    def __init__(self, before: Layout, lengths: Sequence[int], padded: bool, varlen: bool):
+        stay = np.asarray(lengths)
+        go = before.lengths - stay
+        self.lengths, self.gone = list(lengths), int(go.sum())
+        self.layout = Layout(np.arange(max(1, stay.max())) < stay[:, None], padded)
+        self.tables: dict[str, Any] = {"bags": go.cumsum() - go, **self.layout.arrays(varlen)}
+        if stay.min() == stay.max() == 1:
+            others = before.real.copy()
+            others[np.arange(len(stay)), before.real.argmax(axis=1)] = False
+            self.tables["picked"] = np.concatenate([before.first, before.table()[others]])
+        else:
+            self._rank(before, stay, go)
+
+    def _rank(self, before: Layout, stay: np.ndarray, go: np.ndarray) -> None:
+        rows, width = before.real.shape
+        scores = np.where(before.real, np.float32(0), np.float32(-np.inf))
+        scores[np.arange(rows), before.real.argmax(axis=1)] = np.inf
+        cells = before.cells.copy()
+        cells[before.first[before.lengths > 0]] = rows * width
+        size, columns = self.layout.size, np.arange(width)
+        after = size + self.tables["bags"] - stay  # of those that go, ranked behind those that stay
+        target = np.where(columns < stay[:, None], self.layout.starts[:, None], after[:, None]) + columns
+        target[columns >= before.lengths[:, None]] = size + self.gone
+        per_row = self.layout.real.shape[1] if self.layout.padded else stay
+        begin = np.concatenate([np.repeat(before.starts, part) for part in (per_row, go)] + [[0]])
+        if self.layout.padded:  # what fills a row up sorts behind its tokens
+            filler = ~self.layout.real
+            begin[:size].reshape(filler.shape)[filler] = np.repeat(before.last, filler.sum(axis=1))
+        self.tables |= {"scores": np.append(scores, np.float32(0)), "cells": cells}
+        self.tables |= {"begin": begin, "target": target.ravel()}
+
+    def pick(self, scores: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The slots that stay, in their order, and those that go. scores: (N,), or (R, W) on the grid."""
+        tables, size = self.tables, self.layout.size
+        picked = tables.get("picked")
+        if picked is None:
+            assert scores is not None
+            scores, grid = scores.detach().float(), tables["scores"]
+            if scores.dim() == 1:
+                grid.index_copy_(0, tables["cells"], scores)
+            rows = grid[:-1].view(len(self.lengths), -1)
+            if scores.dim() == 2:
+                rows = torch.where(rows == 0, scores, rows)
+            order = rows.argsort(dim=1, descending=True, stable=True)  # of equal scores the earlier stays
+            picked = tables["begin"].index_add_(0, tables["target"], order.flatten())
+        return picked[:size].sort().values, picked[size : size + self.gone]
 
 
 @dataclass
