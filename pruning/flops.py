@@ -48,9 +48,9 @@ def bert_head(config: Any) -> int:
     return 2 * config.hidden_size * (config.hidden_size + config.num_labels)
 
 
-def token_fusion(config: Any, tokens: int) -> int:
-    """The mean of a sequence's removed tokens through a matrix: 2nH + 2H²."""
-    return 2 * tokens * config.hidden_size + 2 * config.hidden_size**2
+def token_fusion(config: Any) -> int:
+    """The mean of a sequence's removed tokens through a matrix: 2H²."""
+    return 2 * config.hidden_size**2
 
 
 def stock_bert(model: Any, batch: Batch) -> int:
@@ -68,23 +68,23 @@ def pruned_bert(model: Any, batch: Batch) -> int:
     ways = ways_of(encoder, weight, encoder.fast_paths)
     (rows, width), lengths = batch["attention_mask"].shape, batch["attention_mask"].sum(dim=1).tolist()
     read, read_width = lengths, width
+    padded = ways.pads(lengths, width) and not (ways.readable and ways.unpad)
     total = rows * bert_head(config)
     for start, end in encoder.segments():
         if encoder.schedule[start] > 0:
-            total += encoder.pruners[str(start)].flops(rows, width)
-            total += rows * token_fusion(config, width) if encoder.fusions else 0
-            lengths = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
-            width = max(lengths)
-        if not ways.readable:
-            groups = (
-                [(rows, width, width)]
-                if ways.pads(lengths, width)
-                else neighbours(zip(lengths, lengths, strict=True))
-            )
-        elif encoder.fast_paths:
-            groups = neighbours(zip(read, lengths, strict=True))
-        else:  # the stock layers compute all tokens
+            stay = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
+            pruner, grid = encoder.pruners[str(start)], (rows, width if padded else max(lengths))
+            flat = (1, rows * width if padded else sum(lengths))
+            if max(stay) > 1:  # else nothing is scored
+                total += pruner.flops(*(grid if pruner.needs_grid else flat))
+            total += rows * token_fusion(config) if encoder.fusions else 0
+            lengths, width = stay, max(stay)
+            padded = ways.pads(lengths, width) and not ways.readable
+        groups = neighbours(sorted(zip(read if ways.readable else lengths, lengths, strict=True)))
+        if ways.readable and not encoder.fast_paths:  # the stock layers compute all tokens
             groups = [(rows, read_width, read_width)]
+        elif padded:
+            groups = [(rows, width, width)]
         for layer in range(start, end):
             alone = paths.cls_only and layer == config.num_hidden_layers - 1
             asked = [(count, n, 1 if alone else q) for count, n, q in groups]

@@ -48,10 +48,10 @@ def test_flops_and_token_layers_are_those_of_what_runs(berts):
     assert variant_of(plain, [batch]).flops == head + 3 * (
         bert_layer(config, 20)
         + 20 * student
-        + token_fusion(config, 20)
+        + token_fusion(config)
         + 2 * bert_layer(config, 4)
         + 4 * student
-        + token_fusion(config, 4)
+        + token_fusion(config)
         + 3 * bert_layer(config, 2)
     )
 

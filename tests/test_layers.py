@@ -2,14 +2,18 @@
 
 import copy
 from dataclasses import fields
+from itertools import pairwise
 
 import pytest
 import torch
 from conftest import build
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertForSequenceClassification
 
+from pruning import layers
 from pruning.layers import FastPaths
-from pruning.unpadding import Unpadding
+from pruning.plan import FlatTokens, Ways
+from pruning.selection import Tokens
 
 OFF = FastPaths(**{field.name: False for field in fields(FastPaths)})
 EACH = [FastPaths(), OFF] + [
@@ -109,41 +113,105 @@ def test_work_is_saved():
     assert seen == [57, 4]
 
 
-def test_unpadding_lays_sequences_of_one_length_side_by_side():
-    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [1, 0, 0, 0, 1]]).bool()
-    unpadding = Unpadding.of(mask, mask.sum(dim=1).tolist())
-    assert unpadding.groups == [(1, 5, 5), (3, 2, 2)] and unpadding.mask is None
-    states = torch.arange(20.0).view(4, 5, 1)
-    flat = unpadding.flatten(states)
-    assert flat[:, 0].tolist() == [5, 6, 7, 8, 9, 0, 1, 13, 14, 15, 19]
-    assert torch.equal(unpadding.unflatten(flat), states * mask[..., None])
-    assert unpadding.in_order(flat[unpadding.first])[:, 0].tolist() == [0, 5, 13, 15]
+MASKS = {  # two rows are neither full nor padded on the right
+    "holes": [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [1, 0, 0, 0, 1]],
+    "nearly full": [[1, 1, 1], [1, 1, 1], [0, 1, 1]],
+}
 
 
-def test_unpadding_knows_which_tokens_are_updated():
-    """Sequences of 2, 5 and 2 tokens, of which 1, 3 and 2 are updated."""
-    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]).bool()
-    unpadding = Unpadding.of(mask, [2, 5, 2], updated=[1, 3, 2])
-    assert unpadding.groups == [(1, 5, 3), (1, 2, 2), (1, 2, 1)]
-    positions = torch.tensor([[0, 9, 9], [0, 2, 4], [0, 1, 9]])
-    places = unpadding.places(positions, positions < 9)
-    assert places.tolist() == [0, 2, 4, 5, 6, 7]
-    flat = unpadding.flatten(torch.arange(15.0).view(3, 5, 1))
-    assert flat[places, 0].tolist() == [5, 7, 9, 13, 14, 0]
-    assert [(rows, asked.stop, read.stop) for rows, asked, read in unpadding.spans()] == [
-        (1, 3, 5), (1, 5, 7), (1, 6, 9),
-    ]  # fmt: skip
+def flat_tokens(mask, call=4, rates=(), readable=False):
+    """States are their places in the padded batch."""
+    real = torch.as_tensor(mask).bool().numpy()
+    ways = Ways(torch.device("cpu"), call, unpad=True, readable=readable, filled=False)
+    states = torch.arange(float(real.size)).view(*real.shape, 1)
+    return FlatTokens.start(states, real, torch.arange(real.size).view(real.shape), rates, ways)
+
+
+def test_sequences_of_one_length_lie_side_by_side():
+    tokens = flat_tokens(MASKS["holes"])
+    assert tokens.lie.groups == [(1, 5, 5), (3, 2, 2)] and tokens.lie.mask is None
+    assert tokens.states[:, 0].tolist() == [5, 6, 7, 8, 9, 0, 1, 13, 14, 15, 19]
+    assert tokens.ids.tolist() == tokens.states[:, 0].tolist()
+    assert tokens.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 0, 1]
+    assert torch.equal(tokens.in_batch()[..., 0], torch.arange(20).view(4, 5) * torch.tensor(MASKS["holes"]))
+    first = tokens.lie.in_order(tokens.states[tokens.lie.first])
+    assert first[:, 0].tolist() == [0, 5, 13, 15]
+    grid = tokens.on_grid()
+    assert grid.lengths == grid.mask.sum(dim=1).tolist() == [5, 2, 2, 2]
+    assert grid.ids[grid.mask].tolist() == tokens.ids.tolist()
 
 
 def test_padding_stays_where_removing_it_costs_more():
-    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1]]).bool()
-    unpadding = Unpadding.of(mask, [3, 3, 2])
-    assert (
-        unpadding.index is None and unpadding.groups == [(3, 3, 3)] and unpadding.mask.shape == (3, 1, 1, 3)
-    )
-    assert unpadding.first.tolist() == [0, 3, 7]
-    assert Unpadding.of(mask[:2], [3, 3]).mask is None
-    assert Unpadding.of(torch.zeros(2, 40).bool(), [0, 0]).index is None  # nothing to lay end to end
+    tokens = flat_tokens(MASKS["nearly full"])
+    assert tokens.lie.index is None and tokens.lie.groups == [(3, 3, 3)]
+    assert (tokens.lie.mask[:, 0, 0] == 0).int().tolist() == MASKS["nearly full"]
+    assert tokens.lie.first.tolist() == [0, 3, 7]
+    assert flat_tokens(MASKS["nearly full"][:2]).lie.mask is None
+    assert flat_tokens(torch.zeros(2, 40)).lie.index is None  # nothing to lay end to end
+
+
+def test_what_is_read_and_what_is_updated():
+    """Sequences of 5, 2, 2 and 2 tokens, of which 3, 1, 1 and 1 are updated."""
+    tokens = flat_tokens(MASKS["holes"], rates=[0.5], readable=True)
+    kept = tokens.keep(torch.arange(11.0), [3, 1, 1, 1], keep_first=True)
+    assert kept.lie.groups == [(1, 5, 3), (3, 2, 1)]
+    assert kept.queries.tolist() == [0, 3, 4, 5, 7, 9]
+    assert kept.updated().states[:, 0].tolist() == [5, 8, 9, 0, 13, 15]
+    assert [(rows, asked.stop, read.stop) for rows, asked, read in kept.lie.spans()] == [
+        (1, 3, 5), (3, 6, 11),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [1, 1_000, None])
+def test_flat_tokens_stay_as_padded_ones_do(call):
+    """Scores with ties; what a pruner keeps beyond the plan is planned when it is known."""
+    mask = torch.arange(9) < torch.tensor([4, 9, 2, 1, 6])[:, None]
+    padded = Tokens.start(torch.arange(45.0).view(5, 9, 1), mask, torch.arange(45).view(5, 9))
+    flat = flat_tokens(mask, call, rates=[0.5, 0.5])
+    for lengths in ([2, 5, 1, 1, 3], [2, 4, 1, 1, 1], [1, 1, 1, 1, 1]):
+        scores = torch.randint(0, 3, (45,)).float()
+        order = flat.trail.start.order
+        flat = flat.keep(scores[flat.ids], [lengths[row] for row in order], keep_first=True)
+        padded = padded.keep(scores[padded.ids], lengths, keep_first=True)
+        assert torch.equal(flat.trail.kept(), padded.kept_positions())
+        assert torch.equal(flat.in_batch(), padded.states * padded.mask[..., None])
+
+
+def of_each(query, key, value, ends_of_queries, ends_of_keys, most_queries, most_keys, *, scale):
+    """What `varlen_attn` computes, sequence by sequence."""
+    ends = [ends.tolist() for ends in (ends_of_queries, ends_of_keys)]
+    assert ends_of_queries.dtype == ends_of_keys.dtype == torch.int32
+    assert [most_queries, most_keys] == [max(b - a for a, b in pairwise(each)) for each in ends]
+    outputs = []
+    for (start, end), (first, last) in zip(*(pairwise(each) for each in ends), strict=True):
+        parts = (query[start:end], key[first:last], value[first:last])
+        parts = [part.transpose(0, 1) for part in parts]
+        outputs.append(scaled_dot_product_attention(*parts, scale=scale).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("way", ["one call for all lengths", "calls are dear"])
+@pytest.mark.parametrize("removed_tokens", ["fused", "readable"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_ways_of_a_gpu_give_the_same(batch, monkeypatch, way, removed_tokens, schedule):
+    model, results = build(schedule, "ideal gradients student", removed_tokens=removed_tokens), []
+    for _ in range(2):
+        model.zero_grad()
+        output = model(**batch)
+        output.logits.square().sum().backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((output.logits, [*(output.kept or ())], gradients))
+        if way == "calls are dear":
+            monkeypatch.setattr(layers, "TOKENS_PER_CALL", {})
+        else:
+            monkeypatch.setattr(layers, "has_varlen", lambda *_: True)
+            monkeypatch.setattr(layers, "varlen_attn", of_each)
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+def test_one_call_for_all_lengths_is_for_half_precision_on_a_gpu():
+    attention = build().bert.encoder.layer[0].attention.self
+    assert not layers.has_varlen(attention, torch.zeros(1, dtype=torch.bfloat16))
 
 
 def change_in_place(model):

@@ -12,7 +12,7 @@ from ModifiedModelingBert import PrunedBertConfig
 from pruning import flops, metrics, timing
 from pruning.layers import FastPaths, run_layers
 from pruning.lstm_model import PrunedLstmClassifier
-from pruning.selection import Tokens
+from pruning.plan import FlatTokens, Ways
 from pruning.tasks import AGNEWS, GLUE
 
 
@@ -86,10 +86,9 @@ def test_flops_of_a_layer_are_those_of_its_products(layer):
 
 
 def test_flops_of_a_last_layer_that_only_cls_asks(layer):
-    tokens, config = (
-        Tokens.start(torch.randn(1, 23, 64), torch.ones(1, 23).bool(), None),
-        layer.attention.self.config,
-    )
+    ways = Ways(torch.device("cpu"), 4, unpad=True, readable=False, filled=False)
+    tokens = FlatTokens.start(torch.randn(1, 23, 64), np.ones((1, 23), bool), None, [], ways)
+    config = layer.attention.self.config
     plain = FastPaths(fused_product=False, absorbed=False)
     count = counted(lambda: run_layers([layer], tokens, plain, only_first=True))
     attention = 2 * 2 * 23 * 64  # the counter does not see the fused one
