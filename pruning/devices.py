@@ -14,11 +14,12 @@ from pruning.errors import UserError
 
 
 def pick_device(in_several_processes: bool = True) -> Accelerator:
-    """GPU if there, else Apple's, else the CPU; bf16 where the device computes in it. Prints why.
+    """GPU if there, else Apple's, else the CPU; bf16 or fp16 where the device computes in it. Prints why.
 
     Raises UserError if it runs in several processes and may not.
     """
     precision, why = best_precision()
+    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
     accelerator = Accelerator(mixed_precision=precision)
     processes = accelerator.num_processes
     if processes > 1 and not in_several_processes:
@@ -41,7 +42,9 @@ def best_precision() -> tuple[str, str]:
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU computes in it"
-        return "no", "this GPU does not compute in bf16"
+        if torch.cuda.get_device_capability() >= (7, 0):  # Volta; older ones are slow in it, or wrong
+            return "fp16", "this GPU computes in it, and not in bf16"
+        return "no", "this GPU computes neither in bf16 nor in fp16"
     if torch.backends.mps.is_available():
         return "no", "the precision best supported on Apple's GPUs"
     if torch.cpu._is_amx_tile_supported():
@@ -52,8 +55,8 @@ def best_precision() -> tuple[str, str]:
 
 
 def precision_name(accelerator: Accelerator) -> str:
-    """bf16 or fp32, for people."""
-    return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    """bf16, fp16 or fp32, for people."""
+    return {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
 
 
 def device_name(device: torch.device) -> str:

@@ -99,7 +99,8 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
     if trained.method != DENSE:
         models["pruned"] = trained.model
     fair = [name for name in records.FAIR if name in models]
-    dtype = torch.bfloat16 if devices.precision_name(experiment.accelerator) == "bf16" else torch.float32
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = half.get(devices.precision_name(experiment.accelerator), torch.float32)
     timed = {id(model): timing.with_weights(model, device, dtype) for model in models.values()}
     examples = timing_subset(experiment.data.splits["dev"], settings.timing_examples)
 

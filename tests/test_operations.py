@@ -20,7 +20,7 @@ from transformers import BertForSequenceClassification
 
 from pruning import batches, layers, training, unpadding
 from pruning.batches import BertExamples, Ragged
-from pruning.devices import Memory
+from pruning.devices import Memory, best_precision
 from pruning.schedules import resolve
 
 LENGTHS = [5, 40, 17, 19, 9, 23, 6, 31]
@@ -29,7 +29,12 @@ STUDENT = "ideal gradients student"
 HALF = resolve("half", LAYERS, "sentence")
 CLS_ALONE = [0] * 5 + [1] + [0] * 6
 NO_LAUNCH = ("detach", "_unsafe_view", "lift_fresh", "alias")  # as views: no work on the device
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "lift_fresh",
+)  # the last: torch.tensor(list, device)
 
 
 def tensors(values):
@@ -132,13 +137,42 @@ def test_a_pass_waits_for_nothing_and_asks_for_no_more_than_stock(
     assert ours.operations["_to_copy"] <= 1  # of all tables together
 
 
-@pytest.mark.parametrize("kind", ["sentence", "pair"])
 @pytest.mark.parametrize("method", ["frequency", "column mean", "random", STUDENT])
 @pytest.mark.parametrize("removed_tokens", ["fused", "readable"])
-def test_no_pass_waits(pinned, kind, method, removed_tokens):
-    schedule = resolve("half", LAYERS, kind)
-    model = build(schedule, method, num_hidden_layers=LAYERS, removed_tokens=removed_tokens)
+def test_no_pass_waits(pinned, method, removed_tokens):
+    model = build([0.3, 0.5, 0.4], method, removed_tokens=removed_tokens)
     assert count(model, pinned).waits == []
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: torch.tensor([1, 2], device=x.device),
+        lambda x: torch.arange(3).to(x.device, non_blocking=True),
+        lambda x: x.cpu(),
+        lambda x: x.tolist(),
+    ],
+)
+def test_a_wait_is_seen(pinned, wait):
+    seen = False
+    with Device(pinned) as device:
+        try:
+            wait(torch.zeros(3, device="meta"))
+        except (NotImplementedError, RuntimeError):  # no data to read
+            seen = True
+    assert seen or device.waits
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((6, 1), "no")])
+def test_cards_without_bf16(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert best_precision()[0] == precision
 
 
 def test_without_lengths_the_device_is_asked_once(batch, monkeypatch):
