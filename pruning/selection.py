@@ -183,12 +183,6 @@ class Tokens:
         """Whether there is no padding."""
         return min(self.lengths) == self.mask.shape[1]
 
-    def is_updated(self) -> Tensor:
-        """(B, T) bool, which of the readable tokens are these."""
-        assert self.readable is not None
-        whole = self.readable.mask
-        return whole & ~removed(whole, self.columns(), self.mask)
-
     def columns(self) -> Tensor:
         """(B, T) the column of each token among the readable ones."""
         assert self.readable is not None

@@ -68,13 +68,21 @@ class Device(TorchDispatchMode):
         return name == "index" and any(index.dtype == torch.bool for index in tensors(args[1]))
 
 
-class OneKernel(TorchFunctionMode):
-    """The fused attention, of which "meta" has none: one operation, and before it one that makes numbers of a
-    boolean mask (PyTorch's `convert_boolean_attn_mask`)."""
+class Calls(TorchFunctionMode):
+    """What no dispatcher sees. The fused attention, of which "meta" has none: one operation, and before it
+    one that makes numbers of a boolean mask (PyTorch's `convert_boolean_attn_mask`). A list that becomes a
+    tensor on the device: a copy of pageable memory."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not scaled_dot_product_attention:
-            return function(*args, **(kwargs or {}))
+            result = function(*args, **(kwargs or {}))
+            if function in (torch.tensor, torch.as_tensor) and result.is_meta:
+                self.device.waits.append("tensor")
+            return result
         mask = (kwargs or {}).get("attn_mask")
         if mask is not None and mask.dtype == torch.bool:
             torch.zeros_like(mask)
@@ -104,7 +112,7 @@ def count(model, pinned):
     """Of one pass, the batch's own copies left out."""
     batch = batches.to_device(examples().batch(torch.arange(8)), torch.device("meta"))
     model.to("meta").eval()
-    with torch.no_grad(), OneKernel(), Device(pinned) as device:
+    with torch.no_grad(), Device(pinned) as device, Calls(device):
         model(**batch)
     return device
 
@@ -159,7 +167,7 @@ def test_no_pass_waits(pinned, method, removed_tokens):
 )
 def test_a_wait_is_seen(pinned, wait):
     seen = False
-    with Device(pinned) as device:
+    with Device(pinned) as device, Calls(device):
         try:
             wait(torch.zeros(3, device="meta"))
         except (NotImplementedError, RuntimeError):  # no data to read
@@ -205,7 +213,7 @@ def test_a_training_step_waits_for_nothing(pinned, removed_tokens):
     )
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
     arguments = training.Arguments(1, 8, 1e-3, distillation_share=0.5)
-    with OneKernel(), Device(pinned) as device:
+    with Device(pinned) as device, Calls(device):
         loss = training.training_step(
             model, optimizer, data, torch.arange(8), arguments, accelerator, Memory()
         )
