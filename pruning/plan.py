@@ -227,7 +227,7 @@ class FlatTokens:
     def on_grid(self) -> Tokens:
         """The tokens that are updated in rows and columns, as pruners that look at a whole sentence want."""
         start, layout, ids, table = self.trail.start, self.trail.layout, self.ids, self.trail.layout.table()
-        mask, real = (part for part in send([layout.real, start.real], self.states.device))
+        mask, real = send([layout.real, start.real], self.states.device)
         return Tokens(
             on_grid(self.updated().states, table, 0),
             mask,

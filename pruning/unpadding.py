@@ -167,17 +167,17 @@ class Step:
     def pick(self, scores: Tensor | None) -> tuple[Tensor, Tensor]:
         """The slots that stay, in their order, and those that go. scores: (N,), or (R, W) on the grid."""
         tables, size = self.tables, self.layout.size
-        picked = tables.get("picked")
-        if picked is None:
-            assert scores is not None
-            scores, grid = scores.detach().float(), tables["scores"]
-            if scores.dim() == 1:
-                grid.index_copy_(0, tables["cells"], scores)
-            rows = grid[:-1].view(len(self.lengths), -1)
-            if scores.dim() == 2:
-                rows = torch.where(rows == 0, scores, rows)
-            order = rows.argsort(dim=1, descending=True, stable=True)  # of equal scores the earlier stays
-            picked = tables["begin"].index_add_(0, tables["target"], order.flatten())
+        if "picked" in tables:
+            return tables["picked"][:size], tables["picked"][size:]
+        assert scores is not None
+        scores, grid = scores.detach().float(), tables["scores"]
+        if scores.dim() == 1:
+            grid.index_copy_(0, tables["cells"], scores)
+        rows = grid[:-1].view(len(self.lengths), -1)
+        if scores.dim() == 2:
+            rows = torch.where(rows == 0, scores, rows)
+        order = rows.argsort(dim=1, descending=True, stable=True)  # of equal scores the earlier stays
+        picked = tables["begin"].index_add_(0, tables["target"], order.flatten())
         return picked[:size].sort().values, picked[size : size + self.gone]
 
 
