@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import build
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -219,3 +220,15 @@ def test_a_training_step_waits_for_nothing(pinned, removed_tokens):
         )
     assert loss.is_meta and device.operations.total() > 100
     assert device.waits == []
+
+
+def test_a_training_waits_once_in_50_steps(monkeypatch):
+    waits, losses = [], iter(range(120))
+    monkeypatch.setattr(training, "training_step", lambda *_: torch.tensor(float(next(losses))))
+    for name in ("item", "tolist", "cpu"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, real=real: waits.append(x.shape) or real(x))
+    data, arguments = training.TrainingSet(examples()), training.Arguments(120, 8, 1e-3)
+    curve = training.train(build(), data, arguments, seed=0, accelerator=Accelerator(cpu=True))
+    assert waits == [(50,), (50,), (20,)]
+    assert curve[0] == (2, 0.5) and curve[-1] == (120, 118.5) and len(curve) == 60
