@@ -1,13 +1,13 @@
 """The LSTM classifier, which removes words before its recurrence starts.
 
-At evaluation the words that go are never embedded; the student reads a table of words (`StudentPruner.fold`)
-instead of multiplying embeddings, and on the CPU a few steps are taken one by one, because PyTorch's fused
-LSTM spends longer than that on putting its weights in order. All three give the same results to rounding.
+Evaluation reads tables of words: what each adds to the LSTM's gates (`recurrence`) and to the student's inner
+layer (`StudentPruner.fold`), so no embedding is multiplied. All paths give the same results to rounding.
 
 Shapes: B examples, T words of the longest, T' words that stay, E units of the embedding, H of the LSTM.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from pruning import methods, selection
 from pruning.losses import task_loss
 from pruning.pruners import PrunerConfig, StudentPruner
+from pruning.recurrence import DerivedTensors, Recurrence
 from pruning.selection import Tokens
 
 EMBEDDING = 300
@@ -28,7 +29,7 @@ EMBEDDING_SPREAD = 0.3  # standard deviation of fresh embeddings
 MEMORY = 40  # words that a fresh LSTM remembers at most: AG News' mean length
 STUDENT_WIDTH = 32
 STUDENT_CONTEXT = 3  # the word and its two neighbours
-FEW_STEPS = 6  # up to which the fused LSTM is the slower one on a CPU
+FEW_STEPS = 6  # up to which the fused LSTM is the slower one on a CPU, without a table
 
 
 @dataclass
@@ -40,30 +41,6 @@ class LstmOutput:
     loss: Tensor | None  # scalar
     kept: tuple[Tensor, ...] | None  # (B, T') int64, positions of the words that each LSTM read, -1: fewer
     pruning_loss: Tensor | None  # scalar, the student's mean ranking loss
-
-
-class DerivedTensors:
-    """What evaluation computes from weights once, and again when one of them has changed."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[list[tuple[int, int]], Tensor, list[Tensor]]] = {}
-
-    def __reduce__(self) -> tuple:
-        return DerivedTensors, ()  # a copy, or a model loaded, has weights of its own
-
-    def get(self, name: str, compute: Callable[[], Tensor], *weights: Tensor) -> Tensor:
-        """What `compute` makes of `weights`. (A change that PyTorch does not count, through `.data` or by a
-        fused optimizer, is noticed after `clear` only.)"""
-        if any(weight.is_inference() for weight in weights):  # nothing tells when these change
-            return compute()
-        now = [(weight.data_ptr(), weight._version) for weight in weights]
-        if name not in self._kept or self._kept[name][0] != now:
-            held = [weight.detach() for weight in weights]  # so that no other tensor gets their address
-            self._kept[name] = (now, compute(), held)
-        return self._kept[name][1]
-
-    def clear(self) -> None:
-        self._kept.clear()
 
 
 class PrunedLstmClassifier(nn.Module):
@@ -92,10 +69,11 @@ class PrunedLstmClassifier(nn.Module):
         self.rate = rate if method else 0.0
         self.training_rate: float | None = None
         self.packed = False  # for the clock: whether the LSTM is handed packed sequences, with equal results
-        self.fast = True  # for the clock: whether evaluation uses the table and the single steps
+        self.fast = True  # for the clock: whether evaluation uses tables and single steps
+        self.tabled = True  # whether there are words enough to read to pay for tables of the vocabulary
         self._derived = DerivedTensors()
         self.embedding = nn.Embedding(vocab_size, EMBEDDING, padding_idx=0)
-        self.lstm = nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
+        self.lstm = Recurrence(EMBEDDING, HIDDEN)
         self.dropout = nn.Dropout(DROPOUT)
         self.inner = nn.Linear(HIDDEN * (4 if pair else 1), INNER)
         self.classifier = nn.Linear(INNER, outputs)
@@ -120,13 +98,13 @@ class PrunedLstmClassifier(nn.Module):
         sentences = [self._read(ids, mask, scores.get("first"))]
         if second_ids is not None and second_mask is not None:
             sentences.append(self._read(second_ids, second_mask, scores.get("second")))
-        vectors, tokens, losses = zip(*sentences, strict=True)
+        vectors, kept, losses = zip(*sentences, strict=True)
         logits = self.classify(vectors)
         ranking = [loss for loss in losses if loss is not None]
         return LstmOutput(
             logits,
             None if labels is None else task_loss(logits, labels),
-            tuple(part.kept_positions() for part in tokens) if self.pruner is not None else None,
+            kept if self.pruner is not None else None,
             torch.stack(ranking).mean() if ranking else None,
         )
 
@@ -135,47 +113,97 @@ class PrunedLstmClassifier(nn.Module):
         features, *second = vectors
         for v in second:
             features = torch.cat([features, v, (features - v).abs(), features * v], dim=1)
-        inner = torch.relu(self.inner(self.dropout(features)))
-        return self.classifier(self.dropout(inner))
+        if self.training:
+            features = self.dropout(features)
+        inner = torch.relu(self.inner(features))
+        return self.classifier(self.dropout(inner) if self.training else inner)
+
+    @property
+    def reads_gates(self) -> bool:
+        """Whether evaluation takes single steps from the table of words → gates."""
+        words = self.embedding.weight
+        on_cpu = words.device.type == "cpu"
+        return self.fast and self.tabled and not self.packed and on_cpu and self.lstm.fits(words)
 
     def _read(
         self, ids: Tensor, mask: Tensor, teacher_scores: Tensor | None
-    ) -> tuple[Tensor, Tokens, Tensor | None]:
-        """A sentence as a vector (B, H), the words that stay, and the loss of a student in training."""
-        if torch.is_grad_enabled():
-            self._derived.clear()  # an optimizer may be about to change weights
-        fast = self.fast and not self.training and not torch.is_grad_enabled()
-        is_student = isinstance(self.pruner, StudentPruner)
-        needs_states = self.pruner is None or (is_student and not fast)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A sentence as a vector (B, H), the positions (B, T') of the words that stay, -1: fewer, and the loss
+        of a student in training."""
+        if torch.is_grad_enabled():  # an optimizer may be about to change weights
+            self._derived.clear()
+            self.lstm.derived.clear()
+        elif self.fast and not self.training and teacher_scores is None and self._is_counted():
+            return *self._read_fast(ids, mask), None
+        needs_states = self.pruner is None or isinstance(self.pruner, StudentPruner)
         tokens = Tokens.start(self.dropout(self.embedding(ids)) if needs_states else None, mask, ids)
         loss = None
         if not any(tokens.lengths):
-            return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens, None
+            return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens.kept_positions(), None
         if self.pruner is not None:
             drawn = self.training_rate if self.training else None
             rate = self.rate if drawn is None else drawn
-            if is_student and fast:
-                scores = self._score_from_table(tokens)
-                tokens = tokens.keep(scores, self.pruner.kept_lengths(scores, tokens, rate), keep_first=False)
-            else:
-                tokens, loss = methods.prune(
-                    self.pruner, tokens, rate, keep_first=False, teacher_scores=teacher_scores
-                )
+            tokens, loss = methods.prune(
+                self.pruner, tokens, rate, keep_first=False, teacher_scores=teacher_scores
+            )
         if tokens.states is None:
             tokens.states = self.dropout(self.embedding(tokens.ids))
-        if self.pruner and fast and tokens.states.shape[1] <= FEW_STEPS and ids.device.type == "cpu":
-            return encode_step_by_step(self.lstm, self._derived, tokens.states, tokens.lengths), tokens, loss
-        return self.encode(tokens.states, None if tokens.is_full else tokens.mask), tokens, loss
+        vector = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
+        return vector, tokens.kept_positions(), loss
 
-    def _score_from_table(self, tokens: Tokens) -> Tensor:
-        """The student's scores (B, T), from its first product for every word of the vocabulary."""
+    def _is_counted(self) -> bool:
+        """Whether PyTorch counts the changes of what tables are made of: not of weights made in inference
+        mode, of which every batch would need a new table."""
+        weights = [self.embedding.weight, *self.lstm.all_weights[0]]
+        if isinstance(self.pruner, StudentPruner):
+            weights += self.pruner.inner.weight, self.pruner.inner.bias
+        return not any(weight.is_inference() for weight in weights)
+
+    def _read_fast(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at evaluation, with no work that the words that go, or padding, would need."""
+        lengths = mask.sum(dim=1).tolist()
+        longest = max(lengths, default=0)
+        if longest == 0:
+            return self.inner.weight.new_zeros(len(ids), HIDDEN), mask.long() - 1
+        if longest < mask.shape[1]:
+            ids, mask = ids[:, :longest], mask[:, :longest]
+        kept = mask  # of no interest
+        with without_autocast(ids.device.type):
+            if self.pruner is not None:
+                ids, kept, lengths = self._choose(ids, mask, lengths)
+            tabled = self.reads_gates
+            few = ids.shape[1] <= FEW_STEPS and ids.device.type == "cpu" and not self.packed
+            if tabled or few:
+                return self.lstm.maximum(self.embedding.weight, ids, lengths, tabled), kept
+        is_full = min(lengths) == ids.shape[1]
+        mask = kept if self.pruner is None else kept >= 0
+        return self.encode(self.embedding(ids), None if is_full else mask), kept
+
+    def _choose(self, ids: Tensor, mask: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+        """The words that stay (B, T'), their positions (B, T'), -1: fewer, and how many of each sentence."""
+        pruner: Any = self.pruner
+        stay = [selection.count_kept(length, self.rate) for length in lengths]
+        is_full = min(lengths) == mask.shape[1]
+        if self.tabled and isinstance(pruner, StudentPruner):
+            scores = self._score_from_table(ids if is_full else ids.masked_fill(~mask, 0))
+        else:
+            states = self.embedding(ids) if isinstance(pruner, StudentPruner) else None
+            scores = pruner.score(Tokens.start(states, mask, ids))
+        if len(lengths) == 1:  # a list is sorted sooner than a short tensor; the earlier of equals stays here too
+            ranked = sorted(range(lengths[0]), key=scores[0].tolist().__getitem__, reverse=True)
+            places = torch.tensor([sorted(ranked[: stay[0]])], device=ids.device)
+            return ids.gather(1, places), places, stay
+        alike = is_full and len(set(stay)) == 1
+        kept = None if alike else torch.tensor(stay, device=ids.device)
+        places, chosen = selection.choose(scores, mask, kept, max(stay), keep_first=False)
+        return ids.gather(1, places), places if alike else places.masked_fill(~chosen, -1), stay
+
+    def _score_from_table(self, ids: Tensor) -> Tensor:
+        """The student's scores (B, T), from its first product for every word. ids: (B, T), 0 at padding."""
         student: Any = self.pruner
-        assert tokens.ids is not None
-        weights = (self.embedding.weight, student.inner.weight, student.inner.bias)
-        words = tokens.ids if tokens.is_full else tokens.ids.masked_fill(~tokens.mask, 0)
-        with torch.autocast(words.device.type, enabled=False):  # a table is read, not multiplied
-            table = self._derived.get("words", lambda: student.fold(self.embedding.weight), *weights)
-            return student.score_words(words, table)
+        words = self.embedding.weight
+        weights = words, student.inner.weight, student.inner.bias
+        return student.score_words(ids, self._derived.get("student", lambda: student.fold(words), *weights))
 
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """The maximum over time (B, H) of the LSTM's states. states: (B, T, E); mask: (B, T) bool, True at
@@ -203,6 +231,11 @@ class PrunedLstmClassifier(nn.Module):
         self.training_rate = None if rates is None else rates[0]
 
 
+def without_autocast(device: str) -> AbstractContextManager:
+    """Where nothing is cast. (To enter it takes as long as ten small operations, so only where it is on.)"""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def maximum_over_time(outputs: Tensor, mask: Tensor) -> Tensor:
     """(B, H) the maximum of the states (B, T, H) at the words of `mask` (B, T), 0 where there is no word."""
     most = outputs.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
@@ -225,35 +258,3 @@ def initialize(model: "PrunedLstmClassifier") -> None:
     memory = torch.empty(HIDDEN).uniform_(1, MEMORY - 1).log()
     state_bias[:HIDDEN] = -memory  # the gates in order: input, forget, cell, output
     state_bias[HIDDEN : 2 * HIDDEN] = memory
-
-
-@torch.autocast("cpu", enabled=False)
-def encode_step_by_step(lstm: nn.LSTM, derived: DerivedTensors, states: Tensor, lengths: list[int]) -> Tensor:
-    """What `PrunedLstmClassifier.encode` gives, by the LSTM's equations, for a few steps at evaluation.
-
-    Every step computes the sentences that have a word left, and nothing else. states: (B, T, E).
-    """
-    from_word, from_state, word_bias, state_bias = lstm.all_weights[0]
-    rows, steps, _ = states.shape
-    # MKL multiplies a few rows several times faster by a transposed copy, and one row by the original.
-    by_word = derived.get("by word", lambda: from_word.t().contiguous(), from_word)
-    by_state = derived.get("by state", lambda: from_state.t().contiguous(), from_state)
-    by_state = by_state if rows > 1 else from_state.t()
-    order = sorted(range(rows), key=lambda row: -lengths[row])
-    is_sorted = order == list(range(rows))
-    if not is_sorted:
-        states = states[torch.tensor(order)]
-    words = torch.addmm(word_bias + state_bias, states.transpose(0, 1).flatten(0, 1), by_word)
-    most = words.new_zeros(rows, HIDDEN)
-    cell = hidden = most
-    for step, gates in enumerate(words.view(steps, rows, -1)):  # (B, 4H): input, forget, cell, output
-        reading = sum(length > step for length in lengths)
-        gates = gates[:reading]
-        if step:
-            gates.addmm_(hidden[:reading], by_state)
-        entry, keep, _, output = gates.sigmoid().chunk(4, dim=1)
-        proposed = gates[:, 2 * HIDDEN : 3 * HIDDEN].tanh().mul_(entry)
-        cell = proposed.addcmul_(keep, cell[:reading]) if step else proposed
-        hidden = cell.tanh().mul_(output)
-        most[:reading] = torch.maximum(most[:reading], hidden) if step else hidden
-    return most if is_sorted else most[torch.tensor(order).argsort()]

@@ -248,9 +248,14 @@ class StudentPruner(Pruner):
 
     def score_words(self, ids: Tensor, table: Tensor) -> Tensor:
         """As `score`, from ids (B, T), 0 at padding, and a table made by `fold`."""
-        words = self.words_around(ids)
-        inner = nn.functional.embedding_bag(words.flatten(0, 1), table.flatten(0, 1), mode="sum")
-        return self.score_inner(inner).view(ids.shape)
+        reach, size = self.context // 2, table[0].numel()
+        padded = nn.functional.pad(ids, (reach, reach))
+        rows = table.flatten(1).index_select(0, padded.flatten())
+        # for each c, what the word c places after the first that a token sees adds to its inner layer
+        strides = size + table.shape[2], padded.shape[1] * size, size, 1
+        first, *others = rows.as_strided((self.context, *ids.shape, table.shape[2]), strides)
+        inner = sum(others, first)
+        return self.score_inner(inner.flatten(0, 1)).view(ids.shape)
 
     def words_around(self, ids: Tensor) -> Tensor:
         """(B, T, context) the rows of a table made by `fold`, flat, that each token's inner layer is the sum

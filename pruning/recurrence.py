@@ -1,0 +1,140 @@
+"""The LSTM's steps at evaluation on a CPU, with what depends on no sentence computed once.
+
+Shapes: B sentences, T words of the longest, V words of the vocabulary, E units of the embedding, H of the LSTM.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+MOST_TABLE_BYTES = 2**29  # in fp32 111,848 words of 300 units
+
+
+class DerivedTensors:
+    """What evaluation computes from weights once, and again when one of them has changed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[list[tuple[int, int]], Tensor, list[Tensor]]] = {}
+
+    def __reduce__(self) -> tuple:
+        return DerivedTensors, ()  # a copy, or a model loaded, has weights of its own
+
+    def get(self, name: str, compute: Callable[[], Tensor], *weights: Tensor) -> Tensor:
+        """What `compute` makes of `weights`. (A change that PyTorch does not count, through `.data` or by a
+        fused optimizer, is noticed after `clear` only.) Raises RuntimeError for weights made in inference
+        mode: nothing tells when these change."""
+        now = [(weight.data_ptr(), weight._version) for weight in weights]
+        if name not in self._kept or self._kept[name][0] != now:
+            held = [weight.detach() for weight in weights]  # so that no other tensor gets their address
+            self._kept[name] = (now, compute(), held)
+        return self._kept[name][1]
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
+class Recurrence(nn.LSTM):
+    """PyTorch's LSTM of one layer, and at evaluation on a CPU the same by its equations, step by step.
+
+    PyTorch's fused LSTM puts its weights in order in every call, and multiplies the same words again and again.
+    A table of words holds what each adds to the gates: embedding · W_ihᵀ and both biases, exact to rounding. A
+    step is then one product, of the states with W_hh. The table takes V · 4H numbers (30,000 words of 300
+    units in fp32: 144 MB) and, once, as much work as the words of a text of V words. The copies of W_ih and
+    W_hh take 3 · 4H² (4.3 MB). Models that share this module share all of it.
+    """
+
+    def __init__(self, embedding_size: int, hidden: int):
+        super().__init__(embedding_size, hidden, batch_first=True)
+        self.derived = DerivedTensors()
+
+    def fits(self, words: Tensor) -> bool:
+        """Whether the table of these embeddings (V, E) is small enough."""
+        return len(words) * 4 * self.hidden_size * words.element_size() <= MOST_TABLE_BYTES
+
+    def train(self, mode: bool = True) -> "Recurrence":
+        self.derived.clear()  # a change through `.data` is not noticed otherwise
+        return super().train(mode)
+
+    def maximum(self, words: Tensor, ids: Tensor, lengths: Sequence[int], tabled: bool) -> Tensor:
+        """(B, H) the maximum over time of the states, 0 of a sentence without a word. No gradients.
+
+        Every step computes the sentences that have a word left, and nothing else.
+
+        Args:
+            words: (V, E) the embeddings.
+            ids: (B, T) int64, words first, then whatever fills.
+            lengths: the words of each sentence; one at least has some.
+            tabled: whether the table is read; else the words are multiplied.
+        """
+        rows, order = len(ids), sorted(range(len(ids)), key=lambda row: -lengths[row])
+        is_sorted = order == list(range(rows))
+        if not is_sorted:
+            ids = ids[torch.tensor(order)]
+        readings = [*_readings([lengths[row] for row in order])]
+        most = self._most(self._gates(words, ids, readings, tabled), readings, rows)
+        return most if is_sorted else most[torch.tensor(order).argsort()]
+
+    def _most(self, steps: Iterable[Tensor], readings: Sequence[int], rows: int) -> Tensor:
+        """`maximum` of sentences, longest first.
+
+        Args:
+            steps: of each step what the words add to the gates input, forget, output, cell, (reading, 4H), of
+                one row (4H,); they are overwritten.
+            readings: how many sentences have a word in each step.
+        """
+        from_state, size, before = self.weight_hh_l0, self.hidden_size, rows
+        by_state = self.derived.get("by state", lambda: _in_order(from_state), from_state)
+        if rows > 1:  # MKL multiplies several rows fastest by a transposed copy, and one row by this
+            by_state = self.derived.get("transposed", lambda: by_state.t().contiguous(), from_state)
+        most = hidden = cell = from_state.new_zeros((rows, size) if rows > 1 else size)
+        for step, (gates, reading) in enumerate(zip(steps, readings, strict=True)):
+            if reading < before:
+                hidden, cell, before = hidden[:reading], cell[:reading], reading
+            if step:
+                gates = gates.addmm_(hidden, by_state) if rows > 1 else gates.addmv_(by_state, hidden)
+            entry, keep, output = gates[..., : 3 * size].sigmoid_().chunk(3, dim=-1)
+            proposed = gates[..., 3 * size :].tanh_().mul_(entry)
+            cell = proposed.addcmul_(keep, cell) if step else proposed
+            hidden = cell.tanh().mul_(output)
+            if reading == rows:
+                most = torch.maximum(most, hidden) if step else hidden
+            else:
+                most[:reading] = torch.maximum(most[:reading], hidden) if step else hidden
+        return most if rows > 1 else most[None]
+
+    def _gates(self, words: Tensor, ids: Tensor, readings: Sequence[int], tabled: bool) -> Iterable[Tensor]:
+        """The steps that `_most` reads."""
+        from_word, _, *biases = self.all_weights[0]
+
+        def multiplied(states: Tensor) -> Tensor:
+            by_word = self.derived.get("by word", lambda: _in_order(from_word).t().contiguous(), from_word)
+            bias = self.derived.get("bias", lambda: _in_order(biases[0] + biases[1]), *biases)
+            return torch.addmm(bias, states, by_word)
+
+        def gates_of(ids: Tensor) -> Tensor:
+            if not tabled:
+                return multiplied(embedding(ids, words))
+            table = self.derived.get("table", lambda: multiplied(words), words, from_word, *biases)
+            return table.index_select(0, ids)
+
+        if len(ids) == 1:
+            return gates_of(ids[0]).unbind()
+        columns = zip(ids.t().contiguous(), readings, strict=True)
+        return (gates_of(column[:reading]) for column, reading in columns)
+
+
+def _in_order(weight: Tensor) -> Tensor:
+    """The gates (4H, …) in PyTorch's order (input, forget, cell, output) with the cell last."""
+    entry, keep, cell, output = weight.chunk(4)
+    return torch.cat([entry, keep, output, cell])
+
+
+def _readings(lengths: Sequence[int]) -> Iterator[int]:
+    """How many sentences have a word in each step. lengths: longest first."""
+    reading = len(lengths)
+    for step in range(lengths[0]):
+        while lengths[reading - 1] <= step:
+            reading -= 1
+        yield reading
