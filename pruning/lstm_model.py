@@ -7,7 +7,6 @@ Shapes: B examples, T words of the longest, T' words that stay, E units of the e
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,13 +117,6 @@ class PrunedLstmClassifier(nn.Module):
         inner = torch.relu(self.inner(features))
         return self.classifier(self.dropout(inner) if self.training else inner)
 
-    @property
-    def reads_gates(self) -> bool:
-        """Whether evaluation takes single steps from the table of words → gates."""
-        words = self.embedding.weight
-        on_cpu = words.device.type == "cpu"
-        return self.fast and self.tabled and not self.packed and on_cpu and self.lstm.fits(words)
-
     def _read(
         self, ids: Tensor, mask: Tensor, teacher_scores: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -133,8 +125,11 @@ class PrunedLstmClassifier(nn.Module):
         if torch.is_grad_enabled():  # an optimizer may be about to change weights
             self._derived.clear()
             self.lstm.derived.clear()
-        elif self.fast and not self.training and teacher_scores is None and self._is_counted():
-            return *self._read_fast(ids, mask), None
+        elif self.fast and not self.training and teacher_scores is None:
+            if not torch.is_autocast_enabled(ids.device.type):
+                return *self._read_fast(ids, mask), None
+            with torch.autocast(ids.device.type, enabled=False):  # to enter it takes as long as ten operations
+                return *self._read_fast(ids, mask), None
         needs_states = self.pruner is None or isinstance(self.pruner, StudentPruner)
         tokens = Tokens.start(self.dropout(self.embedding(ids)) if needs_states else None, mask, ids)
         loss = None
@@ -151,14 +146,6 @@ class PrunedLstmClassifier(nn.Module):
         vector = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
         return vector, tokens.kept_positions(), loss
 
-    def _is_counted(self) -> bool:
-        """Whether PyTorch counts the changes of what tables are made of: not of weights made in inference
-        mode, of which every batch would need a new table."""
-        weights = [self.embedding.weight, *self.lstm.all_weights[0]]
-        if isinstance(self.pruner, StudentPruner):
-            weights += self.pruner.inner.weight, self.pruner.inner.bias
-        return not any(weight.is_inference() for weight in weights)
-
     def _read_fast(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The same at evaluation, with no work that the words that go, or padding, would need."""
         lengths = mask.sum(dim=1).tolist()
@@ -168,42 +155,41 @@ class PrunedLstmClassifier(nn.Module):
         if longest < mask.shape[1]:
             ids, mask = ids[:, :longest], mask[:, :longest]
         kept = mask  # of no interest
-        with without_autocast(ids.device.type):
-            if self.pruner is not None:
-                ids, kept, lengths = self._choose(ids, mask, lengths)
-            tabled = self.reads_gates
-            few = ids.shape[1] <= FEW_STEPS and ids.device.type == "cpu" and not self.packed
-            if tabled or few:
-                return self.lstm.maximum(self.embedding.weight, ids, lengths, tabled), kept
+        if self.pruner is not None:
+            ids, kept, lengths = self._choose(ids, mask, lengths)
+        if ids.device.type == "cpu" and not self.packed:
+            words = self.embedding.weight
+            table = self.lstm.table(words) if self.tabled else None
+            if table is not None or ids.shape[1] <= FEW_STEPS:
+                return self.lstm.maximum(words, table, ids, lengths), kept
         is_full = min(lengths) == ids.shape[1]
         mask = kept if self.pruner is None else kept >= 0
         return self.encode(self.embedding(ids), None if is_full else mask), kept
 
     def _choose(self, ids: Tensor, mask: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """The words that stay (B, T'), their positions (B, T'), -1: fewer, and how many of each sentence."""
-        pruner: Any = self.pruner
         stay = [selection.count_kept(length, self.rate) for length in lengths]
         is_full = min(lengths) == mask.shape[1]
-        if self.tabled and isinstance(pruner, StudentPruner):
-            scores = self._score_from_table(ids if is_full else ids.masked_fill(~mask, 0))
-        else:
-            states = self.embedding(ids) if isinstance(pruner, StudentPruner) else None
-            scores = pruner.score(Tokens.start(states, mask, ids))
+        scores = self._score(ids if is_full else ids.masked_fill(~mask, 0), mask)
         if len(lengths) == 1:  # a list is sorted sooner than a short tensor; the earlier of equals stays here too
             ranked = sorted(range(lengths[0]), key=scores[0].tolist().__getitem__, reverse=True)
-            places = torch.tensor([sorted(ranked[: stay[0]])], device=ids.device)
+            places = torch.tensor([sorted(ranked[: stay[0]])]).to(ids.device)
             return ids.gather(1, places), places, stay
         alike = is_full and len(set(stay)) == 1
         kept = None if alike else torch.tensor(stay, device=ids.device)
         places, chosen = selection.choose(scores, mask, kept, max(stay), keep_first=False)
         return ids.gather(1, places), places if alike else places.masked_fill(~chosen, -1), stay
 
-    def _score_from_table(self, ids: Tensor) -> Tensor:
-        """The student's scores (B, T), from its first product for every word. ids: (B, T), 0 at padding."""
-        student: Any = self.pruner
-        words = self.embedding.weight
-        weights = words, student.inner.weight, student.inner.bias
-        return student.score_words(ids, self._derived.get("student", lambda: student.fold(words), *weights))
+    def _score(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) the pruner's scores. ids: 0 at padding."""
+        pruner, words, states = self.pruner, self.embedding.weight, None
+        if isinstance(pruner, StudentPruner):
+            weights = words, pruner.inner.weight, pruner.inner.bias
+            if self.tabled and DerivedTensors.may_hold(*weights):
+                table = self._derived.get("student", lambda: pruner.fold(words), *weights)
+                return pruner.score_words(ids, table)
+            states = self.embedding(ids)
+        return pruner.score(Tokens.start(states, mask, ids))
 
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """The maximum over time (B, H) of the LSTM's states. states: (B, T, E); mask: (B, T) bool, True at
@@ -229,11 +215,6 @@ class PrunedLstmClassifier(nn.Module):
     def set_training_rates(self, rates: Sequence[float] | None) -> None:
         """The rate of training steps from here on; None: the model's own. Evaluation keeps to that."""
         self.training_rate = None if rates is None else rates[0]
-
-
-def without_autocast(device: str) -> AbstractContextManager:
-    """Where nothing is cast. (To enter it takes as long as ten small operations, so only where it is on.)"""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def maximum_over_time(outputs: Tensor, mask: Tensor) -> Tensor:

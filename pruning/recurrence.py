@@ -21,10 +21,16 @@ class DerivedTensors:
     def __reduce__(self) -> tuple:
         return DerivedTensors, ()  # a copy, or a model loaded, has weights of its own
 
+    @staticmethod
+    def may_hold(*weights: Tensor) -> bool:
+        """Whether anything tells when these weights change: not if they were made in inference mode."""
+        return not any(weight.is_inference() for weight in weights)
+
     def get(self, name: str, compute: Callable[[], Tensor], *weights: Tensor) -> Tensor:
-        """What `compute` makes of `weights`. (A change that PyTorch does not count, through `.data` or by a
-        fused optimizer, is noticed after `clear` only.) Raises RuntimeError for weights made in inference
-        mode: nothing tells when these change."""
+        """What `compute` makes of `weights`; every time, if they `may_hold` not. (A change that PyTorch does not
+        count, through `.data` or by a fused optimizer, is noticed after `clear` only.)"""
+        if not self.may_hold(*weights):
+            return compute()
         now = [(weight.data_ptr(), weight._version) for weight in weights]
         if name not in self._kept or self._kept[name][0] != now:
             held = [weight.detach() for weight in weights]  # so that no other tensor gets their address
@@ -49,31 +55,53 @@ class Recurrence(nn.LSTM):
         super().__init__(embedding_size, hidden, batch_first=True)
         self.derived = DerivedTensors()
 
-    def fits(self, words: Tensor) -> bool:
-        """Whether the table of these embeddings (V, E) is small enough."""
-        return len(words) * 4 * self.hidden_size * words.element_size() <= MOST_TABLE_BYTES
+    def table(self, words: Tensor) -> Tensor | None:
+        """(V, 4H) what each word of the embeddings (V, E) adds to the gates; None if that would be too large, or
+        would have to be made again for every batch."""
+        weights = words, *self._flat_weights
+        size = len(words) * 4 * self.hidden_size * words.element_size()
+        if size > MOST_TABLE_BYTES or not DerivedTensors.may_hold(*weights):
+            return None
+        return self.derived.get("table", lambda: self._multiplied(words), *weights)
+
+    def _multiplied(self, states: Tensor) -> Tensor:
+        """(N, 4H) what words add to the gates, from their embeddings (N, E)."""
+        from_word, _, *biases = self._flat_weights
+        by_word = self.derived.get("by word", lambda: _in_order(from_word).t().contiguous(), from_word)
+        bias = self.derived.get("bias", lambda: _in_order(biases[0] + biases[1]), *biases)
+        return torch.addmm(bias, states, by_word)
 
     def train(self, mode: bool = True) -> "Recurrence":
         self.derived.clear()  # a change through `.data` is not noticed otherwise
         return super().train(mode)
 
-    def maximum(self, words: Tensor, ids: Tensor, lengths: Sequence[int], tabled: bool) -> Tensor:
+    def maximum(self, words: Tensor, table: Tensor | None, ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """(B, H) the maximum over time of the states, 0 of a sentence without a word. No gradients.
 
         Every step computes the sentences that have a word left, and nothing else.
 
         Args:
             words: (V, E) the embeddings.
+            table: of `table`; None multiplies the words.
             ids: (B, T) int64, words first, then whatever fills.
             lengths: the words of each sentence; one at least has some.
-            tabled: whether the table is read; else the words are multiplied.
         """
         rows, order = len(ids), sorted(range(len(ids)), key=lambda row: -lengths[row])
         is_sorted = order == list(range(rows))
         if not is_sorted:
             ids = ids[torch.tensor(order)]
         readings = [*_readings([lengths[row] for row in order])]
-        most = self._most(self._gates(words, ids, readings, tabled), readings, rows)
+
+        def gates_of(ids: Tensor) -> Tensor:
+            return self._multiplied(embedding(ids, words)) if table is None else table.index_select(0, ids)
+
+        steps: Iterable[Tensor]
+        if rows == 1:
+            steps = gates_of(ids[0]).unbind()
+        else:
+            columns = zip(ids.t().contiguous(), readings, strict=True)
+            steps = (gates_of(column[:reading]) for column, reading in columns)
+        most = self._most(steps, readings, rows)
         return most if is_sorted else most[torch.tensor(order).argsort()]
 
     def _most(self, steps: Iterable[Tensor], readings: Sequence[int], rows: int) -> Tensor:
@@ -103,26 +131,6 @@ class Recurrence(nn.LSTM):
             else:
                 most[:reading] = torch.maximum(most[:reading], hidden) if step else hidden
         return most if rows > 1 else most[None]
-
-    def _gates(self, words: Tensor, ids: Tensor, readings: Sequence[int], tabled: bool) -> Iterable[Tensor]:
-        """The steps that `_most` reads."""
-        from_word, _, *biases = self.all_weights[0]
-
-        def multiplied(states: Tensor) -> Tensor:
-            by_word = self.derived.get("by word", lambda: _in_order(from_word).t().contiguous(), from_word)
-            bias = self.derived.get("bias", lambda: _in_order(biases[0] + biases[1]), *biases)
-            return torch.addmm(bias, states, by_word)
-
-        def gates_of(ids: Tensor) -> Tensor:
-            if not tabled:
-                return multiplied(embedding(ids, words))
-            table = self.derived.get("table", lambda: multiplied(words), words, from_word, *biases)
-            return table.index_select(0, ids)
-
-        if len(ids) == 1:
-            return gates_of(ids[0]).unbind()
-        columns = zip(ids.t().contiguous(), readings, strict=True)
-        return (gates_of(column[:reading]) for column, reading in columns)
 
 
 def _in_order(weight: Tensor) -> Tensor:
