@@ -159,9 +159,9 @@ class PrunedLstmClassifier(nn.Module):
             ids, kept, lengths = self._choose(ids, mask, lengths)
         if ids.device.type == "cpu" and not self.packed:
             words = self.embedding.weight
-            table = self.lstm.table(words) if self.tabled else None
-            if table is not None or ids.shape[1] <= FEW_STEPS:
-                return self.lstm.maximum(words, table, ids, lengths), kept
+            tables = self.lstm.tables(words) if self.tabled else None
+            if tables is not None or ids.shape[1] <= FEW_STEPS:
+                return self.lstm.maximum(words, tables, ids, lengths), kept
         is_full = min(lengths) == ids.shape[1]
         mask = kept if self.pruner is None else kept >= 0
         return self.encode(self.embedding(ids), None if is_full else mask), kept
@@ -175,7 +175,9 @@ class PrunedLstmClassifier(nn.Module):
             ranked = sorted(range(lengths[0]), key=scores[0].tolist().__getitem__, reverse=True)
             places = torch.tensor([sorted(ranked[: stay[0]])]).to(ids.device)
             return ids.gather(1, places), places, stay
-        alike = is_full and len(set(stay)) == 1
+        alike = len(set(stay)) == 1  # as it is with most batches of similar lengths: then nothing fills up
+        if alike and not is_full:
+            scores = scores.masked_fill(~mask, -torch.inf)
         kept = None if alike else torch.tensor(stay, device=ids.device)
         places, chosen = selection.choose(scores, mask, kept, max(stay), keep_first=False)
         return ids.gather(1, places), places if alike else places.masked_fill(~chosen, -1), stay

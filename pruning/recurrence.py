@@ -4,19 +4,23 @@ Shapes: B sentences, T words of the longest, V words of the vocabulary, E units 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-MOST_TABLE_BYTES = 2**29  # in fp32 111,848 words of 300 units
+MOST_TABLE_BYTES = 2**29  # in fp32 74,565 words of 300 units
+
+T = TypeVar("T")
+Tables = tuple[Tensor, Tensor]  # of words: what each adds to the gates (V, 4H); states and cells if it is first (V, 2H)
 
 
 class DerivedTensors:
     """What evaluation computes from weights once, and again when one of them has changed."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[list[tuple[int, int]], Tensor, list[Tensor]]] = {}
+        self._kept: dict[str, tuple[list[tuple[int, int]], Any, list[Tensor]]] = {}
 
     def __reduce__(self) -> tuple:
         return DerivedTensors, ()  # a copy, or a model loaded, has weights of its own
@@ -26,7 +30,7 @@ class DerivedTensors:
         """Whether anything tells when these weights change: not if they were made in inference mode."""
         return not any(weight.is_inference() for weight in weights)
 
-    def get(self, name: str, compute: Callable[[], Tensor], *weights: Tensor) -> Tensor:
+    def get(self, name: str, compute: Callable[[], T], *weights: Tensor) -> T:
         """What `compute` makes of `weights`; every time, if they `may_hold` not. (A change that PyTorch does not
         count, through `.data` or by a fused optimizer, is noticed after `clear` only.)"""
         if not self.may_hold(*weights):
@@ -55,14 +59,18 @@ class Recurrence(nn.LSTM):
         super().__init__(embedding_size, hidden, batch_first=True)
         self.derived = DerivedTensors()
 
-    def table(self, words: Tensor) -> Tensor | None:
-        """(V, 4H) what each word of the embeddings (V, E) adds to the gates; None if that would be too large, or
-        would have to be made again for every batch."""
+    def tables(self, words: Tensor) -> Tables | None:
+        """The tables of the embeddings (V, E); None if they would be too large, or would have to be made again for
+        every batch."""
         weights = words, *self._flat_weights
-        size = len(words) * 4 * self.hidden_size * words.element_size()
+        size = len(words) * 6 * self.hidden_size * words.element_size()
         if size > MOST_TABLE_BYTES or not DerivedTensors.may_hold(*weights):
             return None
-        return self.derived.get("table", lambda: self._multiplied(words), *weights)
+        return self.derived.get("tables", lambda: self._make_tables(words), *weights)
+
+    def _make_tables(self, words: Tensor) -> Tables:
+        gates = self._multiplied(words)
+        return gates, _first_states(gates)
 
     def _multiplied(self, states: Tensor) -> Tensor:
         """(N, 4H) what words add to the gates, from their embeddings (N, E)."""
@@ -75,14 +83,14 @@ class Recurrence(nn.LSTM):
         self.derived.clear()  # a change through `.data` is not noticed otherwise
         return super().train(mode)
 
-    def maximum(self, words: Tensor, table: Tensor | None, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    def maximum(self, words: Tensor, tables: Tables | None, ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """(B, H) the maximum over time of the states, 0 of a sentence without a word. No gradients.
 
         Every step computes the sentences that have a word left, and nothing else.
 
         Args:
             words: (V, E) the embeddings.
-            table: of `table`; None multiplies the words.
+            tables: of `tables`; None multiplies the words.
             ids: (B, T) int64, words first, then whatever fills.
             lengths: the words of each sentence; one at least has some.
         """
@@ -93,44 +101,56 @@ class Recurrence(nn.LSTM):
         readings = [*_readings([lengths[row] for row in order])]
 
         def gates_of(ids: Tensor) -> Tensor:
-            return self._multiplied(embedding(ids, words)) if table is None else table.index_select(0, ids)
+            return self._multiplied(embedding(ids, words)) if tables is None else tables[0].index_select(0, ids)
 
-        steps: Iterable[Tensor]
+        first_ids = ids[:, 0]
+        first = _first_states(gates_of(first_ids)) if tables is None else tables[1].index_select(0, first_ids)
+        if readings[0] < rows:
+            first[readings[0] :] = 0
+        steps: Iterable[Tensor] = ()
         if rows == 1:
-            steps = gates_of(ids[0]).unbind()
+            if len(readings) > 1:
+                steps = gates_of(ids[0, 1:]).unbind()
+            most = self._most(first[0], steps, readings, rows)[None]
         else:
-            columns = zip(ids.t().contiguous(), readings, strict=True)
-            steps = (gates_of(column[:reading]) for column, reading in columns)
-        most = self._most(steps, readings, rows)
+            columns = zip(ids.t().contiguous()[1:], readings[1:], strict=True)
+            most = self._most(first, (gates_of(column[:n]) for column, n in columns), readings, rows)
         return most if is_sorted else most[torch.tensor(order).argsort()]
 
-    def _most(self, steps: Iterable[Tensor], readings: Sequence[int], rows: int) -> Tensor:
+    def _most(self, first: Tensor, steps: Iterable[Tensor], readings: Sequence[int], rows: int) -> Tensor:
         """`maximum` of sentences, longest first.
 
         Args:
-            steps: of each step what the words add to the gates input, forget, output, cell, (reading, 4H), of
-                one row (4H,); they are overwritten.
-            readings: how many sentences have a word in each step.
+            first: (B, 2H) states and cells after the first step, of one row (2H,).
+            steps: of each other step what the words add to the gates input, forget, output, cell, (n, 4H), of one
+                row (4H,); they are overwritten.
+            readings: n for each step: how many sentences have a word in it.
         """
-        from_state, size, before = self.weight_hh_l0, self.hidden_size, rows
+        from_state, size, before = self._flat_weights[1], self.hidden_size, rows
         by_state = self.derived.get("by state", lambda: _in_order(from_state), from_state)
         if rows > 1:  # MKL multiplies several rows fastest by a transposed copy, and one row by this
             by_state = self.derived.get("transposed", lambda: by_state.t().contiguous(), from_state)
-        most = hidden = cell = from_state.new_zeros((rows, size) if rows > 1 else size)
-        for step, (gates, reading) in enumerate(zip(steps, readings, strict=True)):
+        hidden, cell = first.chunk(2, dim=-1)
+        most = hidden
+        for gates, reading in zip(steps, readings[1:], strict=True):
             if reading < before:
                 hidden, cell, before = hidden[:reading], cell[:reading], reading
-            if step:
-                gates = gates.addmm_(hidden, by_state) if rows > 1 else gates.addmv_(by_state, hidden)
+            gates = gates.addmm_(hidden, by_state) if rows > 1 else gates.addmv_(by_state, hidden)
             entry, keep, output = gates[..., : 3 * size].sigmoid_().chunk(3, dim=-1)
-            proposed = gates[..., 3 * size :].tanh_().mul_(entry)
-            cell = proposed.addcmul_(keep, cell) if step else proposed
+            cell = gates[..., 3 * size :].tanh_().mul_(entry).addcmul_(keep, cell)
             hidden = cell.tanh().mul_(output)
             if reading == rows:
-                most = torch.maximum(most, hidden) if step else hidden
+                most = torch.maximum(most, hidden)
             else:
-                most[:reading] = torch.maximum(most[:reading], hidden) if step else hidden
-        return most if rows > 1 else most[None]
+                most[:reading] = torch.maximum(most[:reading], hidden)
+        return most
+
+
+def _first_states(gates: Tensor) -> Tensor:
+    """(N, 2H) states and cells after a first step, from what words add to the gates (N, 4H)."""
+    entry, _, output, proposed = gates.chunk(4, dim=1)
+    cell = entry.sigmoid() * proposed.tanh()
+    return torch.cat([cell.tanh() * output.sigmoid(), cell], dim=1)
 
 
 def _in_order(weight: Tensor) -> Tensor:

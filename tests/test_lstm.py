@@ -247,8 +247,8 @@ def test_a_few_steps_are_those_of_the_fused_lstm(lengths):
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids, words = torch.randint(1, 50, mask.shape), model.embedding.weight  # padding is not read
     with torch.no_grad():
-        for table in (None, model.lstm.table(words)):
-            few = model.lstm.maximum(words, table, ids, lengths)
+        for tables in (None, model.lstm.tables(words)):
+            few = model.lstm.maximum(words, tables, ids, lengths)
             torch.testing.assert_close(few, model.encode(model.embedding(ids), mask), atol=1e-6, rtol=0)
 
 
