@@ -8,7 +8,6 @@ Shapes: B examples, T words of the longest, T' words that stay, E units of the e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,18 +116,26 @@ class PrunedLstmClassifier(nn.Module):
         inner = torch.relu(self.inner(features))
         return self.classifier(self.dropout(inner) if self.training else inner)
 
+    @property
+    def reads_tables(self) -> bool:
+        """Whether evaluation takes single steps, and their gates from tables of words."""
+        words = self.embedding.weight
+        may = self.fast and self.tabled and not self.packed and words.device.type == "cpu"
+        return may and self.lstm.may_table(words)
+
     def _read(
         self, ids: Tensor, mask: Tensor, teacher_scores: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A sentence as a vector (B, H), the positions (B, T') of the words that stay, -1: fewer, and the loss
-        of a student in training."""
+        """A sentence as a vector (B, H), the positions (B, T') of the words that stay, -1: fewer, and in
+        training the loss of a student."""
         if torch.is_grad_enabled():  # an optimizer may be about to change weights
             self._derived.clear()
             self.lstm.derived.clear()
-        elif self.fast and not self.training and teacher_scores is None:
-            if not torch.is_autocast_enabled(ids.device.type):
+        elif self.fast and not self.training and teacher_scores is None and self._may_derive():
+            device = ids.device.type
+            if not torch.is_autocast_enabled(device):
                 return *self._read_fast(ids, mask), None
-            with torch.autocast(ids.device.type, enabled=False):  # to enter it takes as long as ten operations
+            with torch.autocast(device, enabled=False):  # to enter it takes as long as ten operations
                 return *self._read_fast(ids, mask), None
         needs_states = self.pruner is None or isinstance(self.pruner, StudentPruner)
         tokens = Tokens.start(self.dropout(self.embedding(ids)) if needs_states else None, mask, ids)
@@ -146,6 +153,10 @@ class PrunedLstmClassifier(nn.Module):
         vector = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
         return vector, tokens.kept_positions(), loss
 
+    def _may_derive(self) -> bool:
+        """Whether what evaluation derives from the weights lasts longer than a batch."""
+        return DerivedTensors.may_hold(self.embedding.weight, *self.lstm._flat_weights)
+
     def _read_fast(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The same at evaluation, with no work that the words that go, or padding, would need."""
         lengths = mask.sum(dim=1).tolist()
@@ -154,14 +165,13 @@ class PrunedLstmClassifier(nn.Module):
             return self.inner.weight.new_zeros(len(ids), HIDDEN), mask.long() - 1
         if longest < mask.shape[1]:
             ids, mask = ids[:, :longest], mask[:, :longest]
-        kept = mask  # of no interest
+        kept = mask  # of a dense model nobody asks for it
         if self.pruner is not None:
             ids, kept, lengths = self._choose(ids, mask, lengths)
-        if ids.device.type == "cpu" and not self.packed:
-            words = self.embedding.weight
-            tables = self.lstm.tables(words) if self.tabled else None
-            if tables is not None or ids.shape[1] <= FEW_STEPS:
-                return self.lstm.maximum(words, tables, ids, lengths), kept
+        words, reads_tables = self.embedding.weight, self.reads_tables
+        if reads_tables or (ids.shape[1] <= FEW_STEPS and words.device.type == "cpu" and not self.packed):
+            tables = self.lstm.tables(words) if reads_tables else None
+            return self.lstm.maximum(words, tables, ids, lengths), kept
         is_full = min(lengths) == ids.shape[1]
         mask = kept if self.pruner is None else kept >= 0
         return self.encode(self.embedding(ids), None if is_full else mask), kept
@@ -171,7 +181,7 @@ class PrunedLstmClassifier(nn.Module):
         stay = [selection.count_kept(length, self.rate) for length in lengths]
         is_full = min(lengths) == mask.shape[1]
         scores = self._score(ids if is_full else ids.masked_fill(~mask, 0), mask)
-        if len(lengths) == 1:  # a list is sorted sooner than a short tensor; the earlier of equals stays here too
+        if len(lengths) == 1:  # a list is sorted sooner than a short tensor; of equals the earlier stays too
             ranked = sorted(range(lengths[0]), key=scores[0].tolist().__getitem__, reverse=True)
             places = torch.tensor([sorted(ranked[: stay[0]])]).to(ids.device)
             return ids.gather(1, places), places, stay

@@ -1,19 +1,26 @@
 """The LSTM's steps at evaluation on a CPU, with what depends on no sentence computed once.
 
-Shapes: B sentences, T words of the longest, V words of the vocabulary, E units of the embedding, H of the LSTM.
+Shapes: B sentences, T words of the longest, V words of the vocabulary, E units of embeddings, H of the LSTM.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 MOST_TABLE_BYTES = 2**29  # in fp32 74,565 words of 300 units
+ROWS = 4_096  # of a table that are computed at once
 
 T = TypeVar("T")
-Tables = tuple[Tensor, Tensor]  # of words: what each adds to the gates (V, 4H); states and cells if it is first (V, 2H)
+
+
+class Tables(NamedTuple):
+    """What is known of each word alone."""
+
+    gates: Tensor  # (V, 4H) what it adds to them
+    first: Tensor  # (V, 2H) state and cell after it, where it is the first word
 
 
 class DerivedTensors:
@@ -31,10 +38,8 @@ class DerivedTensors:
         return not any(weight.is_inference() for weight in weights)
 
     def get(self, name: str, compute: Callable[[], T], *weights: Tensor) -> T:
-        """What `compute` makes of `weights`; every time, if they `may_hold` not. (A change that PyTorch does not
-        count, through `.data` or by a fused optimizer, is noticed after `clear` only.)"""
-        if not self.may_hold(*weights):
-            return compute()
+        """What `compute` makes of `weights`. (A change that PyTorch does not count, through `.data` or by a
+        fused optimizer, is noticed after `clear` only.) Raises RuntimeError if they `may_hold` not."""
         now = [(weight.data_ptr(), weight._version) for weight in weights]
         if name not in self._kept or self._kept[name][0] != now:
             held = [weight.detach() for weight in weights]  # so that no other tensor gets their address
@@ -48,29 +53,31 @@ class DerivedTensors:
 class Recurrence(nn.LSTM):
     """PyTorch's LSTM of one layer, and at evaluation on a CPU the same by its equations, step by step.
 
-    PyTorch's fused LSTM puts its weights in order in every call, and multiplies the same words again and again.
-    A table of words holds what each adds to the gates: embedding · W_ihᵀ and both biases, exact to rounding. A
-    step is then one product, of the states with W_hh. The table takes V · 4H numbers (30,000 words of 300
-    units in fp32: 144 MB) and, once, as much work as the words of a text of V words. The copies of W_ih and
-    W_hh take 3 · 4H² (4.3 MB). Models that share this module share all of it.
+    PyTorch's fused LSTM puts its weights in order in every call, and multiplies a word wherever it stands.
+    Here a table has what each word adds to the gates, embedding · W_ihᵀ and both biases, exact to rounding,
+    and another what the first step makes of it. Each further step is one product, of the states with W_hh.
+
+    The tables take V · 6H numbers (30,000 words of 300 units in fp32: 216 MB, of which 144 MB are gates) and,
+    once, the work of V words of text; the copies of W_ih and W_hh 12H² (4.3 MB). Models that share this
+    module share all of it. On an AMD EPYC (AVX2, one thread, batches of 1, 8, 32, 256) steps from the tables
+    were faster than the fused LSTM for 4, 15 and 37 words, so no length is left to that.
     """
 
     def __init__(self, embedding_size: int, hidden: int):
         super().__init__(embedding_size, hidden, batch_first=True)
         self.derived = DerivedTensors()
 
-    def tables(self, words: Tensor) -> Tables | None:
-        """The tables of the embeddings (V, E); None if they would be too large, or would have to be made again for
-        every batch."""
-        weights = words, *self._flat_weights
-        size = len(words) * 6 * self.hidden_size * words.element_size()
-        if size > MOST_TABLE_BYTES or not DerivedTensors.may_hold(*weights):
-            return None
-        return self.derived.get("tables", lambda: self._make_tables(words), *weights)
+    def may_table(self, words: Tensor) -> bool:
+        """Whether the tables of the embeddings (V, E) are small enough."""
+        return len(words) * 6 * self.hidden_size * words.element_size() <= MOST_TABLE_BYTES
+
+    def tables(self, words: Tensor) -> Tables:
+        """The tables of the embeddings (V, E)."""
+        return self.derived.get("tables", lambda: self._make_tables(words), words, *self._flat_weights)
 
     def _make_tables(self, words: Tensor) -> Tables:
         gates = self._multiplied(words)
-        return gates, _first_states(gates)
+        return Tables(gates, torch.cat([_first_states(part) for part in gates.split(ROWS)]))
 
     def _multiplied(self, states: Tensor) -> Tensor:
         """(N, 4H) what words add to the gates, from their embeddings (N, E)."""
@@ -101,19 +108,16 @@ class Recurrence(nn.LSTM):
         readings = [*_readings([lengths[row] for row in order])]
 
         def gates_of(ids: Tensor) -> Tensor:
-            return self._multiplied(embedding(ids, words)) if tables is None else tables[0].index_select(0, ids)
+            return tables.gates.index_select(0, ids) if tables else self._multiplied(embedding(ids, words))
 
-        first_ids = ids[:, 0]
-        first = _first_states(gates_of(first_ids)) if tables is None else tables[1].index_select(0, first_ids)
+        start = ids[:, 0]
+        first = tables.first.index_select(0, start) if tables else _first_states(gates_of(start))
         if readings[0] < rows:
             first[readings[0] :] = 0
-        steps: Iterable[Tensor] = ()
         if rows == 1:
-            if len(readings) > 1:
-                steps = gates_of(ids[0, 1:]).unbind()
-            most = self._most(first[0], steps, readings, rows)[None]
+            most = self._most(first[0], gates_of(ids[0, 1:]).unbind(), readings, rows)[None]
         else:
-            columns = zip(ids.t().contiguous()[1:], readings[1:], strict=True)
+            columns = zip(ids.t()[1:].contiguous(), readings[1:], strict=True)
             most = self._most(first, (gates_of(column[:n]) for column, n in columns), readings, rows)
         return most if is_sorted else most[torch.tensor(order).argsort()]
 
@@ -122,9 +126,9 @@ class Recurrence(nn.LSTM):
 
         Args:
             first: (B, 2H) states and cells after the first step, of one row (2H,).
-            steps: of each other step what the words add to the gates input, forget, output, cell, (n, 4H), of one
-                row (4H,); they are overwritten.
-            readings: n for each step: how many sentences have a word in it.
+            steps: of each other step what the words add to the gates input, forget, output, cell, (n, 4H), of
+                one row (4H,); they are overwritten.
+            readings: n of each step: how many sentences have a word in it.
         """
         from_state, size, before = self._flat_weights[1], self.hidden_size, rows
         by_state = self.derived.get("by state", lambda: _in_order(from_state), from_state)
