@@ -8,6 +8,7 @@ Shapes: B examples, T words of the longest, T' words that stay, E units of the e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,40 +112,32 @@ class PrunedLstmClassifier(nn.Module):
         features, *second = vectors
         for v in second:
             features = torch.cat([features, v, (features - v).abs(), features * v], dim=1)
-        if self.training:
-            features = self.dropout(features)
-        inner = torch.relu(self.inner(features))
+        inner = torch.relu(self.inner(self.dropout(features) if self.training else features))
         return self.classifier(self.dropout(inner) if self.training else inner)
 
     @property
     def reads_tables(self) -> bool:
         """Whether evaluation takes single steps, and their gates from tables of words."""
-        words = self.embedding.weight
-        may = self.fast and self.tabled and not self.packed and words.device.type == "cpu"
-        return may and self.lstm.may_table(words)
+        may = self.fast and self.tabled and not self.packed
+        return may and self.lstm.may_table(self.embedding.weight)
 
     def _read(
         self, ids: Tensor, mask: Tensor, teacher_scores: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A sentence as a vector (B, H), the positions (B, T') of the words that stay, -1: fewer, and in
-        training the loss of a student."""
+        """A sentence as (B, H), the positions (B, T') of the words that stay (-1: fewer), a student's loss."""
+        may_be_fast = self.fast and not self.training and teacher_scores is None
         if torch.is_grad_enabled():  # an optimizer may be about to change weights
             self._derived.clear()
             self.lstm.derived.clear()
-        elif self.fast and not self.training and teacher_scores is None and self._may_derive():
-            device = ids.device.type
-            if not torch.is_autocast_enabled(device):
-                return *self._read_fast(ids, mask), None
-            with torch.autocast(device, enabled=False):  # to enter it takes as long as ten operations
-                return *self._read_fast(ids, mask), None
+        elif may_be_fast and DerivedTensors.may_hold(self.embedding.weight, *self.lstm.weights):
+            return *self._read_fast(ids, mask), None
         needs_states = self.pruner is None or isinstance(self.pruner, StudentPruner)
         tokens = Tokens.start(self.dropout(self.embedding(ids)) if needs_states else None, mask, ids)
         loss = None
         if not any(tokens.lengths):
             return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens.kept_positions(), None
         if self.pruner is not None:
-            drawn = self.training_rate if self.training else None
-            rate = self.rate if drawn is None else drawn
+            rate = self.training_rate if self.training and self.training_rate is not None else self.rate
             tokens, loss = methods.prune(
                 self.pruner, tokens, rate, keep_first=False, teacher_scores=teacher_scores
             )
@@ -153,12 +146,11 @@ class PrunedLstmClassifier(nn.Module):
         vector = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
         return vector, tokens.kept_positions(), loss
 
-    def _may_derive(self) -> bool:
-        """Whether what evaluation derives from the weights lasts longer than a batch."""
-        return DerivedTensors.may_hold(self.embedding.weight, *self.lstm._flat_weights)
-
     def _read_fast(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The same at evaluation, with no work that the words that go, or padding, would need."""
+        if torch.is_autocast_enabled(ids.device.type):  # to switch it off takes as long as ten operations
+            with torch.autocast(ids.device.type, enabled=False):
+                return self._read_fast(ids, mask)
         lengths = mask.sum(dim=1).tolist()
         longest = max(lengths, default=0)
         if longest == 0:
@@ -167,7 +159,7 @@ class PrunedLstmClassifier(nn.Module):
             ids, mask = ids[:, :longest], mask[:, :longest]
         kept = mask  # of a dense model nobody asks for it
         if self.pruner is not None:
-            ids, kept, lengths = self._choose(ids, mask, lengths)
+            ids, kept, lengths = choose_words(self, ids, mask, lengths)
         words, reads_tables = self.embedding.weight, self.reads_tables
         if reads_tables or (ids.shape[1] <= FEW_STEPS and words.device.type == "cpu" and not self.packed):
             tables = self.lstm.tables(words) if reads_tables else None
@@ -175,33 +167,6 @@ class PrunedLstmClassifier(nn.Module):
         is_full = min(lengths) == ids.shape[1]
         mask = kept if self.pruner is None else kept >= 0
         return self.encode(self.embedding(ids), None if is_full else mask), kept
-
-    def _choose(self, ids: Tensor, mask: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
-        """The words that stay (B, T'), their positions (B, T'), -1: fewer, and how many of each sentence."""
-        stay = [selection.count_kept(length, self.rate) for length in lengths]
-        is_full = min(lengths) == mask.shape[1]
-        scores = self._score(ids if is_full else ids.masked_fill(~mask, 0), mask)
-        if len(lengths) == 1:  # a list is sorted sooner than a short tensor; of equals the earlier stays too
-            ranked = sorted(range(lengths[0]), key=scores[0].tolist().__getitem__, reverse=True)
-            places = torch.tensor([sorted(ranked[: stay[0]])]).to(ids.device)
-            return ids.gather(1, places), places, stay
-        alike = len(set(stay)) == 1  # as it is with most batches of similar lengths: then nothing fills up
-        if alike and not is_full:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        kept = None if alike else torch.tensor(stay, device=ids.device)
-        places, chosen = selection.choose(scores, mask, kept, max(stay), keep_first=False)
-        return ids.gather(1, places), places if alike else places.masked_fill(~chosen, -1), stay
-
-    def _score(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) the pruner's scores. ids: 0 at padding."""
-        pruner, words, states = self.pruner, self.embedding.weight, None
-        if isinstance(pruner, StudentPruner):
-            weights = words, pruner.inner.weight, pruner.inner.bias
-            if self.tabled and DerivedTensors.may_hold(*weights):
-                table = self._derived.get("student", lambda: pruner.fold(words), *weights)
-                return pruner.score_words(ids, table)
-            states = self.embedding(ids)
-        return pruner.score(Tokens.start(states, mask, ids))
 
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """The maximum over time (B, H) of the LSTM's states. states: (B, T, E); mask: (B, T) bool, True at
@@ -227,6 +192,39 @@ class PrunedLstmClassifier(nn.Module):
     def set_training_rates(self, rates: Sequence[float] | None) -> None:
         """The rate of training steps from here on; None: the model's own. Evaluation keeps to that."""
         self.training_rate = None if rates is None else rates[0]
+
+
+def choose_words(
+    model: PrunedLstmClassifier, ids: Tensor, mask: Tensor, lengths: list[int]
+) -> tuple[Tensor, Tensor, list[int]]:
+    """At evaluation the words that stay (B, T'), their positions (B, T'), -1: fewer, and how many are left of
+    each sentence."""
+    stay = [selection.count_kept(length, model.rate) for length in lengths]
+    is_full = min(lengths) == mask.shape[1]
+    scores = score_words(model, ids if is_full else ids.masked_fill(~mask, 0), mask)
+    if len(lengths) == 1:  # a list is sorted sooner than a short tensor; of equals the earlier stays too
+        ranked = sorted(range(lengths[0]), key=scores[0].tolist().__getitem__, reverse=True)
+        places = torch.tensor([sorted(ranked[: stay[0]])]).to(ids.device)
+        return ids.gather(1, places), places, stay
+    alike = len(set(stay)) == 1  # as it is with most batches of similar lengths: then nothing fills up
+    if alike and not is_full:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    kept = None if alike else torch.tensor(stay, device=ids.device)
+    places, chosen = selection.choose(scores, mask, kept, max(stay), keep_first=False)
+    return ids.gather(1, places), places if alike else places.masked_fill(~chosen, -1), stay
+
+
+def score_words(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) the pruner's scores. ids: 0 at padding."""
+    words, states = model.embedding.weight, None
+    pruner: Any = model.pruner
+    if isinstance(pruner, StudentPruner):
+        weights = words, pruner.inner.weight, pruner.inner.bias
+        if model.tabled and DerivedTensors.may_hold(*weights):
+            table = model._derived.get("student", lambda: pruner.fold(words), *weights)
+            return pruner.score_words(ids, table)
+        states = model.embedding(ids)
+    return pruner.score(Tokens.start(states, mask, ids))
 
 
 def maximum_over_time(outputs: Tensor, mask: Tensor) -> Tensor:

@@ -67,13 +67,19 @@ class Recurrence(nn.LSTM):
         super().__init__(embedding_size, hidden, batch_first=True)
         self.derived = DerivedTensors()
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """W_ih, W_hh and the biases of both."""
+        return self._flat_weights  # type: ignore[return-value]
+
     def may_table(self, words: Tensor) -> bool:
-        """Whether the tables of the embeddings (V, E) are small enough."""
-        return len(words) * 6 * self.hidden_size * words.element_size() <= MOST_TABLE_BYTES
+        """Whether there may be tables of the embeddings (V, E): on a CPU, if they are small enough."""
+        size = len(words) * 6 * self.hidden_size * words.element_size()
+        return words.device.type == "cpu" and size <= MOST_TABLE_BYTES
 
     def tables(self, words: Tensor) -> Tables:
         """The tables of the embeddings (V, E)."""
-        return self.derived.get("tables", lambda: self._make_tables(words), words, *self._flat_weights)
+        return self.derived.get("tables", lambda: self._make_tables(words), words, *self.weights)
 
     def _make_tables(self, words: Tensor) -> Tables:
         gates = self._multiplied(words)
@@ -81,7 +87,7 @@ class Recurrence(nn.LSTM):
 
     def _multiplied(self, states: Tensor) -> Tensor:
         """(N, 4H) what words add to the gates, from their embeddings (N, E)."""
-        from_word, _, *biases = self._flat_weights
+        from_word, _, *biases = self.weights
         by_word = self.derived.get("by word", lambda: _in_order(from_word).t().contiguous(), from_word)
         bias = self.derived.get("bias", lambda: _in_order(biases[0] + biases[1]), *biases)
         return torch.addmm(bias, states, by_word)
@@ -130,7 +136,7 @@ class Recurrence(nn.LSTM):
                 one row (4H,); they are overwritten.
             readings: n of each step: how many sentences have a word in it.
         """
-        from_state, size, before = self._flat_weights[1], self.hidden_size, rows
+        from_state, size, before = self.weights[1], self.hidden_size, rows
         by_state = self.derived.get("by state", lambda: _in_order(from_state), from_state)
         if rows > 1:  # MKL multiplies several rows fastest by a transposed copy, and one row by this
             by_state = self.derived.get("transposed", lambda: by_state.t().contiguous(), from_state)

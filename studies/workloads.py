@@ -286,7 +286,7 @@ def lstms(
     dense = timing.with_weights(build(), device, dtype)
 
     def variant(method: str | None, rate: float = 0.0, packed: bool = False, fast: bool = True) -> Variant:
-        model = timing.with_weights(build(method=method, rate=rate), device, dtype)
+        model: Any = timing.with_weights(build(method=method, rate=rate), device, dtype)
         methods.set_frequencies(model, torch.rand(LSTM_WORDS))
         for name in ("embedding", "lstm", "inner", "classifier"):
             setattr(model, name, getattr(dense, name))
