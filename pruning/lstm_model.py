@@ -124,7 +124,7 @@ class PrunedLstmClassifier(nn.Module):
     def _read(
         self, ids: Tensor, mask: Tensor, teacher_scores: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A sentence as (B, H), the positions (B, T') of the words that stay (-1: fewer), a student's loss."""
+        """A sentence as (B, H), the positions (B, T') of words that stay (-1: fewer), a student's loss."""
         may_be_fast = self.fast and not self.training and teacher_scores is None
         if torch.is_grad_enabled():  # an optimizer may be about to change weights
             self._derived.clear()
