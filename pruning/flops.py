@@ -104,10 +104,14 @@ def pruned_lstm(model: Any, batch: Batch) -> int:
 
 def _sentences(model: Any, mask: Tensor) -> int:
     rows, width = mask.shape
+    lengths = [selection.count_kept(n, model.rate) for n in mask.sum(dim=1).tolist()]
     sizes = model.lstm.input_size, model.lstm.hidden_size
+    if model.reads_tables:  # a first step has no state before it; words and padding are not multiplied
+        recurrence = sum(lstm_layer(0, sizes[1], n - 1) for n in lengths if n)
+    else:
+        recurrence = rows * lstm_layer(*sizes, width if model.pruner is None else max(lengths))
     if model.pruner is None:
-        return rows * lstm_layer(*sizes, width)
-    lengths = mask.sum(dim=1).tolist()
-    steps = selection.count_kept(max(lengths), model.rate)
-    student = model.pruner.table_flops(rows * width) if model.fast else model.pruner.flops(rows, width)
-    return rows * lstm_layer(*sizes, steps) + student
+        return recurrence
+    by_table = model.fast and model.tabled
+    student = model.pruner.table_flops(rows * width) if by_table else model.pruner.flops(rows, width)
+    return recurrence + student

@@ -1,13 +1,12 @@
 """The LSTM classifier, which removes words before its recurrence starts.
 
-At evaluation the words that go are never embedded; the student reads a table of words (`StudentPruner.fold`)
-instead of multiplying embeddings, and on the CPU a few steps are taken one by one, because PyTorch's fused
-LSTM spends longer than that on putting its weights in order. All three give the same results to rounding.
+Evaluation reads tables of words: what each adds to the LSTM's gates (`recurrence`) and to the student's inner
+layer (`StudentPruner.fold`), so no embedding is multiplied. All paths give the same results to rounding.
 
 Shapes: B examples, T words of the longest, T' words that stay, E units of the embedding, H of the LSTM.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from pruning import methods, selection
 from pruning.losses import task_loss
 from pruning.pruners import PrunerConfig, StudentPruner
+from pruning.recurrence import DerivedTensors, Recurrence
 from pruning.selection import Tokens
 
 EMBEDDING = 300
@@ -28,7 +28,7 @@ EMBEDDING_SPREAD = 0.3  # standard deviation of fresh embeddings
 MEMORY = 40  # words that a fresh LSTM remembers at most: AG News' mean length
 STUDENT_WIDTH = 32
 STUDENT_CONTEXT = 3  # the word and its two neighbours
-FEW_STEPS = 6  # up to which the fused LSTM is the slower one on a CPU
+FEW_STEPS = 6  # up to which the fused LSTM is the slower one on a CPU, without a table
 
 
 @dataclass
@@ -40,30 +40,6 @@ class LstmOutput:
     loss: Tensor | None  # scalar
     kept: tuple[Tensor, ...] | None  # (B, T') int64, positions of the words that each LSTM read, -1: fewer
     pruning_loss: Tensor | None  # scalar, the student's mean ranking loss
-
-
-class DerivedTensors:
-    """What evaluation computes from weights once, and again when one of them has changed."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[list[tuple[int, int]], Tensor, list[Tensor]]] = {}
-
-    def __reduce__(self) -> tuple:
-        return DerivedTensors, ()  # a copy, or a model loaded, has weights of its own
-
-    def get(self, name: str, compute: Callable[[], Tensor], *weights: Tensor) -> Tensor:
-        """What `compute` makes of `weights`. (A change that PyTorch does not count, through `.data` or by a
-        fused optimizer, is noticed after `clear` only.)"""
-        if any(weight.is_inference() for weight in weights):  # nothing tells when these change
-            return compute()
-        now = [(weight.data_ptr(), weight._version) for weight in weights]
-        if name not in self._kept or self._kept[name][0] != now:
-            held = [weight.detach() for weight in weights]  # so that no other tensor gets their address
-            self._kept[name] = (now, compute(), held)
-        return self._kept[name][1]
-
-    def clear(self) -> None:
-        self._kept.clear()
 
 
 class PrunedLstmClassifier(nn.Module):
@@ -92,10 +68,11 @@ class PrunedLstmClassifier(nn.Module):
         self.rate = rate if method else 0.0
         self.training_rate: float | None = None
         self.packed = False  # for the clock: whether the LSTM is handed packed sequences, with equal results
-        self.fast = True  # for the clock: whether evaluation uses the table and the single steps
+        self.fast = True  # for the clock: whether evaluation uses tables and single steps
+        self.tabled = True  # whether there are words enough to read to pay for tables of the vocabulary
         self._derived = DerivedTensors()
         self.embedding = nn.Embedding(vocab_size, EMBEDDING, padding_idx=0)
-        self.lstm = nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
+        self.lstm = Recurrence(EMBEDDING, HIDDEN)
         self.dropout = nn.Dropout(DROPOUT)
         self.inner = nn.Linear(HIDDEN * (4 if pair else 1), INNER)
         self.classifier = nn.Linear(INNER, outputs)
@@ -120,13 +97,13 @@ class PrunedLstmClassifier(nn.Module):
         sentences = [self._read(ids, mask, scores.get("first"))]
         if second_ids is not None and second_mask is not None:
             sentences.append(self._read(second_ids, second_mask, scores.get("second")))
-        vectors, tokens, losses = zip(*sentences, strict=True)
+        vectors, kept, losses = zip(*sentences, strict=True)
         logits = self.classify(vectors)
         ranking = [loss for loss in losses if loss is not None]
         return LstmOutput(
             logits,
             None if labels is None else task_loss(logits, labels),
-            tuple(part.kept_positions() for part in tokens) if self.pruner is not None else None,
+            kept if self.pruner is not None else None,
             torch.stack(ranking).mean() if ranking else None,
         )
 
@@ -135,47 +112,61 @@ class PrunedLstmClassifier(nn.Module):
         features, *second = vectors
         for v in second:
             features = torch.cat([features, v, (features - v).abs(), features * v], dim=1)
-        inner = torch.relu(self.inner(self.dropout(features)))
-        return self.classifier(self.dropout(inner))
+        inner = torch.relu(self.inner(self.dropout(features) if self.training else features))
+        return self.classifier(self.dropout(inner) if self.training else inner)
+
+    @property
+    def reads_tables(self) -> bool:
+        """Whether evaluation takes single steps, and their gates from tables of words."""
+        may = self.fast and self.tabled and not self.packed
+        return may and self.lstm.may_table(self.embedding.weight)
 
     def _read(
         self, ids: Tensor, mask: Tensor, teacher_scores: Tensor | None
-    ) -> tuple[Tensor, Tokens, Tensor | None]:
-        """A sentence as a vector (B, H), the words that stay, and the loss of a student in training."""
-        if torch.is_grad_enabled():
-            self._derived.clear()  # an optimizer may be about to change weights
-        fast = self.fast and not self.training and not torch.is_grad_enabled()
-        is_student = isinstance(self.pruner, StudentPruner)
-        needs_states = self.pruner is None or (is_student and not fast)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A sentence as (B, H), the positions (B, T') of words that stay (-1: fewer), a student's loss."""
+        may_be_fast = self.fast and not self.training and teacher_scores is None
+        if torch.is_grad_enabled():  # an optimizer may be about to change weights
+            self._derived.clear()
+            self.lstm.derived.clear()
+        elif may_be_fast and DerivedTensors.may_hold(self.embedding.weight, *self.lstm.weights):
+            return *self._read_fast(ids, mask), None
+        needs_states = self.pruner is None or isinstance(self.pruner, StudentPruner)
         tokens = Tokens.start(self.dropout(self.embedding(ids)) if needs_states else None, mask, ids)
         loss = None
         if not any(tokens.lengths):
-            return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens, None
+            return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens.kept_positions(), None
         if self.pruner is not None:
-            drawn = self.training_rate if self.training else None
-            rate = self.rate if drawn is None else drawn
-            if is_student and fast:
-                scores = self._score_from_table(tokens)
-                tokens = tokens.keep(scores, self.pruner.kept_lengths(scores, tokens, rate), keep_first=False)
-            else:
-                tokens, loss = methods.prune(
-                    self.pruner, tokens, rate, keep_first=False, teacher_scores=teacher_scores
-                )
+            rate = self.training_rate if self.training and self.training_rate is not None else self.rate
+            tokens, loss = methods.prune(
+                self.pruner, tokens, rate, keep_first=False, teacher_scores=teacher_scores
+            )
         if tokens.states is None:
             tokens.states = self.dropout(self.embedding(tokens.ids))
-        if self.pruner and fast and tokens.states.shape[1] <= FEW_STEPS and ids.device.type == "cpu":
-            return encode_step_by_step(self.lstm, self._derived, tokens.states, tokens.lengths), tokens, loss
-        return self.encode(tokens.states, None if tokens.is_full else tokens.mask), tokens, loss
+        vector = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
+        return vector, tokens.kept_positions(), loss
 
-    def _score_from_table(self, tokens: Tokens) -> Tensor:
-        """The student's scores (B, T), from its first product for every word of the vocabulary."""
-        student: Any = self.pruner
-        assert tokens.ids is not None
-        weights = (self.embedding.weight, student.inner.weight, student.inner.bias)
-        words = tokens.ids if tokens.is_full else tokens.ids.masked_fill(~tokens.mask, 0)
-        with torch.autocast(words.device.type, enabled=False):  # a table is read, not multiplied
-            table = self._derived.get("words", lambda: student.fold(self.embedding.weight), *weights)
-            return student.score_words(words, table)
+    def _read_fast(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at evaluation, with no work that the words that go, or padding, would need."""
+        if torch.is_autocast_enabled(ids.device.type):  # to switch it off takes as long as ten operations
+            with torch.autocast(ids.device.type, enabled=False):
+                return self._read_fast(ids, mask)
+        lengths = mask.sum(dim=1).tolist()
+        longest = max(lengths, default=0)
+        if longest == 0:
+            return self.inner.weight.new_zeros(len(ids), HIDDEN), mask.long() - 1
+        if longest < mask.shape[1]:
+            ids, mask = ids[:, :longest], mask[:, :longest]
+        kept = mask  # of a dense model nobody asks for it
+        if self.pruner is not None:
+            ids, kept, lengths = choose_words(self, ids, mask, lengths)
+        words, reads_tables = self.embedding.weight, self.reads_tables
+        if reads_tables or (ids.shape[1] <= FEW_STEPS and words.device.type == "cpu" and not self.packed):
+            tables = self.lstm.tables(words) if reads_tables else None
+            return self.lstm.maximum(words, tables, ids, lengths), kept
+        is_full = min(lengths) == ids.shape[1]
+        mask = kept if self.pruner is None else kept >= 0
+        return self.encode(self.embedding(ids), None if is_full else mask), kept
 
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """The maximum over time (B, H) of the LSTM's states. states: (B, T, E); mask: (B, T) bool, True at
@@ -203,6 +194,39 @@ class PrunedLstmClassifier(nn.Module):
         self.training_rate = None if rates is None else rates[0]
 
 
+def choose_words(
+    model: PrunedLstmClassifier, ids: Tensor, mask: Tensor, lengths: list[int]
+) -> tuple[Tensor, Tensor, list[int]]:
+    """At evaluation the words that stay (B, T'), their positions (B, T'), -1: fewer, and how many are left of
+    each sentence."""
+    stay = [selection.count_kept(length, model.rate) for length in lengths]
+    is_full = min(lengths) == mask.shape[1]
+    scores = score_words(model, ids if is_full else ids.masked_fill(~mask, 0), mask)
+    if len(lengths) == 1:  # a list is sorted sooner than a short tensor; of equals the earlier stays too
+        ranked = sorted(range(lengths[0]), key=scores[0].tolist().__getitem__, reverse=True)
+        places = torch.tensor([sorted(ranked[: stay[0]])]).to(ids.device)
+        return ids.gather(1, places), places, stay
+    alike = len(set(stay)) == 1  # as it is with most batches of similar lengths: then nothing fills up
+    if alike and not is_full:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    kept = None if alike else torch.tensor(stay, device=ids.device)
+    places, chosen = selection.choose(scores, mask, kept, max(stay), keep_first=False)
+    return ids.gather(1, places), places if alike else places.masked_fill(~chosen, -1), stay
+
+
+def score_words(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) the pruner's scores. ids: 0 at padding."""
+    words, states = model.embedding.weight, None
+    pruner: Any = model.pruner
+    if isinstance(pruner, StudentPruner):
+        weights = words, pruner.inner.weight, pruner.inner.bias
+        if model.tabled and DerivedTensors.may_hold(*weights):
+            table = model._derived.get("student", lambda: pruner.fold(words), *weights)
+            return pruner.score_words(ids, table)
+        states = model.embedding(ids)
+    return pruner.score(Tokens.start(states, mask, ids))
+
+
 def maximum_over_time(outputs: Tensor, mask: Tensor) -> Tensor:
     """(B, H) the maximum of the states (B, T, H) at the words of `mask` (B, T), 0 where there is no word."""
     most = outputs.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
@@ -225,35 +249,3 @@ def initialize(model: "PrunedLstmClassifier") -> None:
     memory = torch.empty(HIDDEN).uniform_(1, MEMORY - 1).log()
     state_bias[:HIDDEN] = -memory  # the gates in order: input, forget, cell, output
     state_bias[HIDDEN : 2 * HIDDEN] = memory
-
-
-@torch.autocast("cpu", enabled=False)
-def encode_step_by_step(lstm: nn.LSTM, derived: DerivedTensors, states: Tensor, lengths: list[int]) -> Tensor:
-    """What `PrunedLstmClassifier.encode` gives, by the LSTM's equations, for a few steps at evaluation.
-
-    Every step computes the sentences that have a word left, and nothing else. states: (B, T, E).
-    """
-    from_word, from_state, word_bias, state_bias = lstm.all_weights[0]
-    rows, steps, _ = states.shape
-    # MKL multiplies a few rows several times faster by a transposed copy, and one row by the original.
-    by_word = derived.get("by word", lambda: from_word.t().contiguous(), from_word)
-    by_state = derived.get("by state", lambda: from_state.t().contiguous(), from_state)
-    by_state = by_state if rows > 1 else from_state.t()
-    order = sorted(range(rows), key=lambda row: -lengths[row])
-    is_sorted = order == list(range(rows))
-    if not is_sorted:
-        states = states[torch.tensor(order)]
-    words = torch.addmm(word_bias + state_bias, states.transpose(0, 1).flatten(0, 1), by_word)
-    most = words.new_zeros(rows, HIDDEN)
-    cell = hidden = most
-    for step, gates in enumerate(words.view(steps, rows, -1)):  # (B, 4H): input, forget, cell, output
-        reading = sum(length > step for length in lengths)
-        gates = gates[:reading]
-        if step:
-            gates.addmm_(hidden[:reading], by_state)
-        entry, keep, _, output = gates.sigmoid().chunk(4, dim=1)
-        proposed = gates[:, 2 * HIDDEN : 3 * HIDDEN].tanh().mul_(entry)
-        cell = proposed.addcmul_(keep, cell[:reading]) if step else proposed
-        hidden = cell.tanh().mul_(output)
-        most[:reading] = torch.maximum(most[:reading], hidden) if step else hidden
-    return most if is_sorted else most[torch.tensor(order).argsort()]

@@ -278,22 +278,28 @@ def train_step(
 def lstms(
     rates: Sequence[float], size: int, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Variant]:
-    """Dense, with the packed and the padded nn.LSTM, and pruned at every rate, AG News lengths."""
+    """Dense, with the packed and the padded nn.LSTM and from the table of words, and pruned at every rate, AG
+    News lengths. All share one table."""
     examples = LstmExamples(draw_words("agnews", LSTM_WORDS), torch.zeros(EXAMPLES))
     inputs = inputs_of(examples, pick_batches(examples, size, tokens), device)
     build = partial(PrunedLstmClassifier, LSTM_WORDS, 4, pair=False)
-    weights = build().state_dict()
+    dense = timing.with_weights(build(), device, dtype)
 
     def variant(method: str | None, rate: float = 0.0, packed: bool = False, fast: bool = True) -> Variant:
-        model = build(method=method, rate=rate)
-        model.load_state_dict(weights, strict=False)
+        model: Any = timing.with_weights(build(method=method, rate=rate), device, dtype)
         methods.set_frequencies(model, torch.rand(LSTM_WORDS))
+        for name in ("embedding", "lstm", "inner", "classifier"):
+            setattr(model, name, getattr(dense, name))
         model.packed, model.fast = packed, fast
-        return variant_of(timing.with_weights(model, device, dtype), inputs)
+        return variant_of(model, inputs)
 
-    variants = {"dense, packed": variant(None, packed=True), "dense, padded": variant(None)}
+    variants = {
+        "dense, packed": variant(None, packed=True),
+        "dense, padded": variant(None, fast=False),
+        "dense, word table": variant(None),
+    }
     for rate in rates:
         variants[f"{rate:g} removed, student"] = variant("lstm student", rate)
-        variants[f"{rate:g} removed, word table"] = variant("frequency", rate)
+        variants[f"{rate:g} removed, frequency"] = variant("frequency", rate)
     name = f"{max(rates):g} removed, student, no fast paths"
     return variants | {name: variant("lstm student", max(rates), fast=False)}

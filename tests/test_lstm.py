@@ -8,15 +8,19 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_model
 from sklearn.linear_model import LogisticRegression
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning import lstm, methods, teachers
+from pruning import lstm, methods, pruners, recurrence, teachers, timing
 from pruning.batches import LstmExamples, Ragged
 from pruning.caches import TaskData
 from pruning.losses import answer_margin
-from pruning.lstm_model import HIDDEN, PrunedLstmClassifier, encode_step_by_step
+from pruning.lstm_model import HIDDEN, PrunedLstmClassifier
+from pruning.pruners import StudentPruner
+from pruning.recurrence import Recurrence
 from pruning.selection import Tokens
-from pruning.tasks import GLUE
+from pruning.tasks import GLUE, Rows
 from pruning.teachers import LSTM_TEACHERS
+from studies import workloads
 
 DEPLOYABLE = [m for m in methods.LSTM_METHODS if not methods.is_teacher(m)]
 
@@ -196,23 +200,111 @@ def words():
     return torch.randint(1, 50, (5, 11), generator=torch.Generator().manual_seed(3)) * mask, mask
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("tables", ["read", "not worth it", "too large"])
 @pytest.mark.parametrize("rate", [0.3, 0.6, 0.9])
-@pytest.mark.parametrize("method", ["lstm student", "head"])
-def test_the_fast_evaluation_is_the_plain_one(words, method, rate):
-    model = PrunedLstmClassifier(50, 2, pair=False, method=method, rate=rate).eval()
+@pytest.mark.parametrize("method", [None, *DEPLOYABLE])
+def test_the_fast_evaluation_is_the_plain_one(words, method, rate, tables, monkeypatch):
+    model, (ids, mask) = build(method, rate, pair=True), words
+    model.tabled = tables != "not worth it"
+    if tables == "too large":
+        monkeypatch.setattr(recurrence, "MOST_TABLE_BYTES", 50 * 6 * HIDDEN * 4 - 1)
+    assert model.reads_tables == (tables == "read")
+    given = pairs({"ids": ids, "mask": mask})
+    fast = model(**given)
+    padded = model(**{name: torch.nn.functional.pad(tensor, (0, 9)) for name, tensor in given.items()})
+    alone = [model(**{name: tensor[row : row + 1] for name, tensor in given.items()}) for row in range(5)]
+    model.fast = False
+    plain = model(**given)
+    for output in (fast, padded):
+        torch.testing.assert_close(output.logits, plain.logits, atol=1e-5, rtol=0)
+        assert all(map(torch.equal, output.kept or (), plain.kept or ()))
+    for row, one in enumerate(alone):
+        torch.testing.assert_close(one.logits[0], plain.logits[row], atol=1e-5, rtol=0)
+        for own, places in zip(one.kept or (), plain.kept or (), strict=True):
+            assert own[0].tolist() == [place for place in places[row].tolist() if place >= 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["lstm student", "frequency"])
+def test_of_words_with_equal_scores_the_earlier_stay(words, method):
+    model, (ids, mask) = build(method, 0.6), words
+    methods.set_frequencies(model, torch.ones(50).index_fill(0, torch.tensor([0]), 0))  # padding is rare
+    if method == "lstm student":
+        model.pruner.outer.weight.zero_()
+    for model.fast in (True, False):
+        [together] = model(ids, mask).kept
+        assert together.tolist() == [[0, 1, 2, 3, 4], [0, 1, -1, -1, -1], [0, 1, -1, -1, -1]] + 2 * [
+            [0] + 4 * [-1]
+        ]
+        [alike] = model(ids[1:3, :5], mask[1:3, :5]).kept  # of 5 and of 3 words
+        assert alike.tolist() == [[0, 1], [0, 1]]
+        [alone] = model(ids[:1], mask[:1]).kept
+        assert alone.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_tables_are_made_once_and_before_the_clock_starts(monkeypatch):
+    made, seconds = [], iter(range(1_000))
+    monkeypatch.setattr(workloads, "LSTM_WORDS", 1_100)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: made.append("clock") or next(seconds))
+    make = Recurrence._make_tables
+    monkeypatch.setattr(Recurrence, "_make_tables", lambda *given: made.append("tables") or make(*given))
+    variants = workloads.lstms([0.6, 0.9], 4, 40, torch.device("cpu"), torch.float32)
+    fair, dense = ["dense, padded"], "dense, word table"
+    timing.measure(variants, fair=fair, dense=dense, device=torch.device("cpu"), passes=2)
+    assert made[0] == "tables" and made.count("tables") == 1 and "clock" in made
+
+
+@pytest.mark.parametrize("method", [None, "lstm student"])
+def test_of_weights_made_in_inference_mode_no_table_is_made(words, method, monkeypatch):
+    """Nothing tells when these change: a table would be made again for every batch."""
+    with torch.inference_mode():
+        model = build(method, 0.6)
+        model.fast = False
+        plain = model(*words).logits
+        model.fast = True
+        monkeypatch.setattr(Recurrence, "_make_tables", None)
+        monkeypatch.setattr(StudentPruner, "fold", None)
+        torch.testing.assert_close(model(*words).logits, plain, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_one_sentence_takes_no_more_operations_than_these():
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls += 1
+            return function(*args, **kwargs or {})
+
+    model = build("lstm student", 0.9)
+    ids = torch.randint(1, 50, (1, 37))
+    model(ids, ids > 0)
+    with Count() as count:
+        assert model(ids, ids > 0).kept[0].shape == (1, 4)
+    assert count.calls <= 72
+
+
+def test_a_kept_model_makes_tables_for_as_many_words_as_they_have(tmp_path):
+    model = build("lstm student", 0.5)
+    save_model(model, tmp_path / "model.safetensors")
+    (tmp_path / "vocab.txt").write_text("\n".join(f"w{i}" for i in range(49)) + "\n[UNK]")
+    loaded, _, encode = lstm.load(tmp_path, {"lstm": model.config})
+    for words, is_worth_it in {49: False, 50: True, 1: False}.items():
+        encode(Rows(["w7 " * words], None, [0.0], []))
+        assert loaded.tabled == is_worth_it
+
+
+@pytest.mark.parametrize("method", [None, "lstm student"])
+def test_the_fast_evaluation_with_weights_of_bf16(words, method):
+    model = timing.with_weights(build(method, 0.6), torch.device("cpu"), torch.bfloat16)
     with torch.no_grad():
+        fast = model(*words)
         model.fast = False
         plain = model(*words)
-        model.fast = True
-        fast = model(*words)
-        padded = model(*(torch.nn.functional.pad(t, (0, 9)) for t in words))
-        alone = [model(words[0][i : i + 1, :n], words[1][i : i + 1, :n]) for i, n in enumerate((11, 5, 3))]
-    assert torch.equal(fast.kept[0], plain.kept[0]) and torch.equal(padded.kept[0], plain.kept[0])
-    torch.testing.assert_close(fast.logits, plain.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=0)
-    for i, one in enumerate(alone):
-        assert one.kept[0][0].tolist() == [place for place in plain.kept[0][i].tolist() if place >= 0]
-        torch.testing.assert_close(one.logits[0], plain.logits[i], atol=1e-5, rtol=0)
+    assert fast.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(fast.logits, plain.logits, atol=2e-2, rtol=0)
+    assert all(map(torch.equal, fast.kept or (), plain.kept or ()))
 
 
 HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -231,7 +323,9 @@ def test_the_fast_evaluation_under_autocast(words, rate):
     torch.testing.assert_close(fast.logits.float(), exact.logits, atol=2e-2, rtol=0)
 
 
-def test_the_table_gives_the_students_scores(words):
+@pytest.mark.parametrize("few", [0, 1_000])
+def test_the_table_gives_the_students_scores(words, few, monkeypatch):
+    monkeypatch.setattr(pruners, "FEW_WORDS", few)
     student = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.5).eval()
     ids, mask = words
     with torch.no_grad():
@@ -244,11 +338,12 @@ def test_the_table_gives_the_students_scores(words):
 @pytest.mark.parametrize("lengths", [[6, 4, 4, 1], [2, 6, 1, 3], [3], [0, 2, 0]])
 def test_a_few_steps_are_those_of_the_fused_lstm(lengths):
     model = PrunedLstmClassifier(50, 2, pair=False).eval()
-    states = torch.randn(len(lengths), max(lengths), 300)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    ids, words = torch.randint(1, 50, mask.shape), model.embedding.weight  # padding is not read
     with torch.no_grad():
-        few = encode_step_by_step(model.lstm, model._derived, states, lengths)
-        torch.testing.assert_close(few, model.encode(states, mask), atol=1e-6, rtol=0)
+        for tables in (None, model.lstm.tables(words)):
+            few = model.lstm.maximum(words, tables, ids, lengths)
+            torch.testing.assert_close(few, model.encode(model.embedding(ids), mask), atol=1e-6, rtol=0)
 
 
 def step(model, words):
@@ -259,19 +354,24 @@ def step(model, words):
     return model
 
 
+def tabled_weights(model):
+    of_student = [] if model.pruner is None else [model.pruner.inner.weight]
+    return [model.embedding.weight, model.lstm.weight_hh_l0, model.lstm.bias_ih_l0, *of_student]
+
+
 def train_a_step(model, words):
     return step(model.train(), words).eval()
 
 
 def negate(model, words):
     with torch.no_grad():
-        for weight in (model.pruner.inner.weight, model.lstm.weight_hh_l0):
+        for weight in tabled_weights(model):
             weight.neg_()
     return model
 
 
 def negate_data(model, words):
-    for weight in (model.pruner.inner.weight, model.lstm.weight_hh_l0):
+    for weight in tabled_weights(model):
         weight.data.neg_()
     return model.eval()
 
@@ -302,8 +402,9 @@ def load_again_and_again(model, words):
         lambda model, words: model.bfloat16().float(),
     ],
 )
-def test_what_evaluation_derives_from_weights_is_never_stale(words, change):
-    model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.9).eval()
+@pytest.mark.parametrize("method", [None, "lstm student"])
+def test_what_evaluation_derives_from_weights_is_never_stale(words, change, method):
+    model = build(method, 0.6, outputs=2)
     with torch.inference_mode():
         before = model(*words).logits
     model = change(model, words)
@@ -312,7 +413,7 @@ def test_what_evaluation_derives_from_weights_is_never_stale(words, change):
         model.fast = False
         plain = model(*words)
     assert not torch.equal(fast.logits, before)
-    assert torch.equal(fast.kept[0], plain.kept[0])
+    assert all(map(torch.equal, fast.kept or (), plain.kept or ()))
     torch.testing.assert_close(fast.logits, plain.logits, atol=1e-5, rtol=0)
 
 
