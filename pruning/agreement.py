@@ -60,7 +60,8 @@ def in_openvino(path: Path) -> tuple[Run, str]:
         logits, *kept = (torch.tensor(outputs[output]) for output in model.outputs)
         return logits, kept
 
-    return run, model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    precision = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return run, {"f32": "fp32"}.get(precision, precision)
 
 
 def in_pytorch(model: Any) -> Run:

@@ -154,8 +154,8 @@ def write_front(path: Path, panels: dict[str, list[tuple[str, str, float, float]
                 panel.plot(x, y, marker, color=colour, label=label, alpha=0.7)
         for model, _, ms, metric in {p[0]: p for p in sorted(points, key=lambda p: -p[2])}.values():
             panel.annotate(model, (ms, metric), xytext=(4, 4), textcoords="offset points", fontsize=8)
-        front = _front([(ms, metric) for _, _, ms, metric in points])
-        panel.plot(*zip(*front, strict=True), color="grey", linewidth=1, zorder=0, label="front")
+        best = front([(ms, metric) for _, _, ms, metric in points])
+        panel.plot(*zip(*best, strict=True), color="grey", linewidth=1, zorder=0, label="front")
         panel.set(title=title, xlabel="ms an example", ylabel=f"metric × 100, {task}, dev", xscale="log")
     panel.legend()
     _save(figure, path)
@@ -165,7 +165,7 @@ def _is_only_cut(model: str) -> bool:
     return model.startswith("cut to") and "," not in model
 
 
-def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Those with no other that is as fast and better."""
     best: list[tuple[float, float]] = []
     for ms, metric in sorted(points, key=lambda point: (point[0], -point[1])):

@@ -189,7 +189,9 @@ class Study:
         Args:
             judged: what else to ask of a model while it is there.
         """
-        cells = [{"kind": kind, "lengths": name, "batch_size": size, "rows": {}} for name, size, _ in inputs]
+        cells: list[dict[str, Any]] = [
+            {"kind": kind, "lengths": name, "batch_size": size, "rows": {}} for name, size, _ in inputs
+        ]
         _, *others = models
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -297,7 +299,7 @@ def name_of(layers: int, depth: int, whole: int | None) -> str:
 
 
 def trained_models(task: str) -> Builders:
-    """The BERTs of a task that runs kept in the current folder; of two with one name the first by its path."""
+    """The BERTs of a task that runs kept in the current folder; of two with one name the first by path."""
     paths = sorted((records.RECORDS / "BERT" / task).glob(f"*/{saved.MODEL}/{saved.CONFIG}"))
     configs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     depth = max((config["num_hidden_layers"] for config in configs), default=0)
