@@ -2,6 +2,7 @@
 # make data    the nine GLUE tasks and AG News, from the Hugging Face hub
 # make bert    Google's BERT-Base from there (0.4 GB), or make bert BERT=google-bert/bert-base-cased
 # make bench   how much faster: no data, no training                         (10 minutes on two cores)
+# make engines the same in ONNX Runtime and OpenVINO, and of models that runs kept  (20 minutes and more)
 # make tables  the tables on the pages, again, from records/published/
 # make test    lint, types, tests
 # make clean   remove the environment and the sample's world; data/, bert/, cache/ and records/ stay
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BERT ?= google-bert/bert-base-uncased
 
-.PHONY: run data bert bench tables test clean
+.PHONY: run data bert bench engines tables test clean
 
 run: .venv/sample
 	$(BIN)/python -m sample.make
@@ -24,6 +25,10 @@ bert: .venv/base
 
 bench: .venv/base
 	$(BIN)/python -m studies.benchmark
+
+engines: .venv/base requirements-onnx.txt requirements-studies.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-onnx.txt -r requirements-studies.txt
+	$(BIN)/python -m studies.engines
 
 tables: .venv/base
 	$(BIN)/python -m studies.tables

@@ -29,10 +29,14 @@ class Answers(NamedTuple):
 
 
 def in_onnx_runtime(path: Path) -> Run:
-    """An exported file, on the CPU."""
+    """An exported file, on the CPU, with as many threads as PyTorch. They do not wait for the next batch, as
+    they would by default: something else may run before it."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         outputs = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
@@ -42,13 +46,31 @@ def in_onnx_runtime(path: Path) -> Run:
     return run
 
 
+def in_openvino(path: Path) -> tuple[Run, str]:
+    """An exported file in fp32, on the CPU, and the precision that OpenVINO computes it in: bf16 where the
+    processor has it, else fp32. As many threads as PyTorch has work on one batch."""
+    import openvino
+
+    wanted = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = openvino.Core().compile_model(path, "CPU", wanted)
+    request = model.create_infer_request()
+
+    def run(batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        outputs = request.infer({name: tensor.numpy() for name, tensor in batch.items()}, share_inputs=True)
+        logits, *kept = (torch.tensor(outputs[output]) for output in model.outputs)
+        return logits, kept
+
+    precision = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return run, {"f32": "fp32"}.get(precision, precision)
+
+
 def in_pytorch(model: Any) -> Run:
     graph = GRAPHS[type(model)](model)
 
     @torch.no_grad()
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         output = model(**batch)
-        return output.logits, graph.kept_by(output.kept)
+        return output.logits.float(), graph.kept_by(output.kept)
 
     return run
 

@@ -17,6 +17,7 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pruning import caches, pruners, records, saved
@@ -29,6 +30,7 @@ from pruning.tasks import AGNEWS, TASKS
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 20  # the first that has GELU
+SEVEN_BITS = 64  # the largest weight in int8
 REFUSED = {
     pruners.RandomPruner: "the scores of 'random' are a hash of 64 bits, which ONNX has no operators for",
     pruners.ThresholdPruner: "with a threshold it depends on the data how many tokens stay",
@@ -64,10 +66,23 @@ def export(model: Any, path: Path) -> None:
             input_names=graph.inputs,
             output_names=graph.outputs,
             dynamic_shapes=tuple({0: "batch", 1: _length_of(name)} for name in graph.inputs),
-            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+            custom_translation_table={
+                torch.ops.aten.sort.stable: _stable_sort,
+                torch.ops.aten.scaled_dot_product_attention.default: _attention,
+            },
         )
+        _fold_weights(program.model)
     with whole_file(path) as file:
         file.write(program.model_proto.SerializeToString())
+
+
+def _fold_weights(model: Any) -> None:
+    """Stores weights as they are multiplied, by head where they are: torch folds small constants alone."""
+    from onnxscript import optimizer
+
+    limit = max(value.const_value.nbytes for value in model.graph.initializers.values())
+    optimizer.fold_constants(model, input_size_limit=limit, output_size_limit=limit)
+    optimizer.remove_unused_nodes(model)
 
 
 def _length_of(name: str) -> str:
@@ -80,6 +95,17 @@ def _stable_sort(scores: Any, stable: bool | None = None, dim: int = -1, descend
 
     count = operators.Shape(scores, start=dim, end=dim + 1)
     return operators.TopK(scores, count, axis=dim, largest=descending, sorted=True)
+
+
+def _attention(query: Any, key: Any, value: Any, attn_mask: Any, *_: Any, scale: float, **others: Any) -> Any:
+    """Attention with a mask, True at what is read, of which each example has something: torch's own
+    translation takes nine operators more to do without the latter."""
+    from onnxscript import opset18 as operators
+
+    lowest = np.finfo(np.float32).min.item()
+    scores = operators.MatMul(query, operators.Transpose(key, perm=[0, 1, 3, 2])) * scale
+    weights = operators.Softmax(operators.Where(attn_mask, scores, lowest), axis=-1)
+    return operators.MatMul(weights, value)
 
 
 @contextmanager
@@ -105,19 +131,19 @@ def quantize(path: Path, quantized: Path) -> None:
     """Writes `path` again with int8 weights in matrix products and LSTMs, one scale for each output;
     activations get theirs as they come (dynamic).
 
-    Weights take 7 bits: with 8, processors without VNNI overflow. In fp32 stay embeddings, what each head
-    multiplies by itself, and pruners, which cost little and decide much.
+    Weights take 7 bits: with 8, processors without VNNI overflow, and a file may be served by another than
+    made it. In fp32 stay embeddings, and pruners, which cost little and decide much.
     """
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
     model = onnx.load(path)
     _unshare_lstm(model.graph)
-    by_head = {weight.name for weight in model.graph.initializer if len(weight.dims) == 3}
+    _quantize_by_head(model.graph)
     exact = [
         node.name
         for node in model.graph.node
-        if node.op_type == "MatMul" and (node.input[1] in by_head or ".pruner" in str(node.metadata_props))
+        if node.op_type == "MatMul" and ".pruner" in str(node.metadata_props)
     ]
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         quantize_dynamic(
@@ -130,6 +156,38 @@ def quantize(path: Path, quantized: Path) -> None:
         )
         with whole_file(quantized) as file:
             file.write((Path(folder) / INT8).read_bytes())
+
+
+def _quantize_by_head(graph: Any) -> None:
+    """The same for weights (heads, K, N): `quantize_dynamic` knows no scale for each output of each head."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {weight.name: weight for weight in graph.initializer if len(weight.dims) == 3}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in weights:
+            nodes.append(node)
+            continue
+        y = node.output[0]
+        values = numpy_helper.to_array(weights[node.input[1]])
+        scale = np.abs(values).max(axis=1, keepdims=True).clip(np.finfo(np.float32).tiny) / SEVEN_BITS
+        parts = {f"{y}_weight": (values / scale).round().astype(np.int8), f"{y}_scale": scale}
+        graph.initializer.extend(numpy_helper.from_array(part, name) for name, part in parts.items())
+        steps: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
+            ("DynamicQuantizeLinear", [node.input[0]], [f"{y}_x", f"{y}_x_scale", f"{y}_x_zero"], {}),
+            ("MatMulInteger", [f"{y}_x", f"{y}_weight", f"{y}_x_zero"], [f"{y}_sums"], {}),
+            ("Cast", [f"{y}_sums"], [f"{y}_floats"], {"to": TensorProto.FLOAT}),
+            ("Mul", [f"{y}_x_scale", f"{y}_scale"], [f"{y}_scales"], {}),
+            ("Mul", [f"{y}_floats", f"{y}_scales"], [y], {}),
+        ]
+        for kind, inputs, outputs, more in steps:
+            nodes.append(helper.make_node(kind, inputs, outputs, f"{outputs[0]}_node", **more))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    for weight in weights.values():
+        if weight.name not in used:
+            graph.initializer.remove(weight)
 
 
 def _unshare_lstm(graph: Any) -> None:

@@ -135,6 +135,45 @@ def write_comparison(
     _save(figure, path)
 
 
+def write_front(path: Path, panels: dict[str, list[tuple[str, str, float, float]]], task: str) -> None:
+    """Metric against milliseconds, a panel for each batch size: every model in every engine, its name at the
+    fastest of them, and the front over all.
+
+    Args:
+        panels: title → model, engine, ms of an example, metric × 100.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(7.5 * len(panels), 5.5), layout="constrained")
+    engines = list(dict.fromkeys(engine for points in panels.values() for _, engine, _, _ in points))
+    for panel, (title, points) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for engine, marker in zip(engines, MARKERS, strict=False):
+            for is_cut, colour in ((False, COLOURS[0]), (True, COLOURS[1])):
+                label = f"{engine}, {'only cut' if is_cut else 'dense or pruned'}"
+                chosen = [p for p in points if p[1] == engine and _is_only_cut(p[0]) == is_cut]
+                places = [(ms, metric) for _, _, ms, metric in chosen]
+                x, y = zip(*places, strict=True) if places else ((), ())
+                panel.plot(x, y, marker, color=colour, label=label, alpha=0.7)
+        for model, _, ms, metric in {p[0]: p for p in sorted(points, key=lambda p: -p[2])}.values():
+            panel.annotate(model, (ms, metric), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        best = front([(ms, metric) for _, _, ms, metric in points])
+        panel.plot(*zip(*best, strict=True), color="grey", linewidth=1, zorder=0, label="front")
+        panel.set(title=title, xlabel="ms an example", ylabel=f"metric × 100, {task}, dev", xscale="log")
+    panel.legend()
+    _save(figure, path)
+
+
+def _is_only_cut(model: str) -> bool:
+    return model.startswith("cut to") and "," not in model
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those with no other that is as fast and better."""
+    best: list[tuple[float, float]] = []
+    for ms, metric in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or metric > best[-1][1]:
+            best.append((ms, metric))
+    return best
+
+
 def _level(axes: Any, values: Sequence[float], label: str, style: str) -> None:
     """A grey line across the panel for each value, one label for all."""
     for i, value in enumerate(values):

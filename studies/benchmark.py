@@ -55,15 +55,16 @@ dense LSTM). The bound is what FLOPs promise against ours dense, the share of it
 """
 
 
-def _known(names: Collection[str]) -> AfterValidator:
-    def check(values: list[str]) -> list[str]:
-        for value in values:
-            is_number = value.isdigit() and 1 < int(value) <= MOST_TOKENS
-            if value not in names and not (names is workloads.LENGTHS and is_number):
-                raise ValueError(f"unknown name {value!r}; known are: {', '.join(names)}")
-        return values
+def check_name(value: str, names: Collection[str]) -> str:
+    """Raises ValueError for a name that is not known; lengths may also be a number."""
+    is_number = value.isdigit() and 1 < int(value) <= MOST_TOKENS
+    if value not in names and not (names is workloads.LENGTHS and is_number):
+        raise ValueError(f"unknown name {value!r}; known are: {', '.join(names)}")
+    return value
 
-    return AfterValidator(check)
+
+def _known(names: Collection[str]) -> AfterValidator:
+    return AfterValidator(lambda values: [check_name(value, names) for value in values])
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import numpy as np
 from pruning.metrics import paired_differences
 from pruning.records import HEADER, markdown, mean_sd, summary_rows
 from pruning.tasks import GLUE
+from studies.engine_tables import cell_of, clock_table, trained_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "records" / "published"
@@ -400,6 +401,7 @@ SOURCES: dict[str, tuple[str, Callable[[Record], bool]]] = {  # a study, and whi
     "frozen": ("comparison", lambda record: "oracles" in record),
     "search": ("search", bool),
     "benchmark": ("benchmark", bool),
+    "engines": ("engines", bool),
     "agnews": ("lstm", lambda record: record["task"] == "agnews"),
     "glue": ("lstm", lambda record: record["task"] != "agnews"),
 }
@@ -417,6 +419,10 @@ def compared(table: Callable[[list[Record], list[Record]], Table]) -> Callable[[
 
 def timed(kind: str, heading: str, text: Text = against_baseline) -> Callable[[list[Record]], Table]:
     return lambda records: side_by_side(cells_of(records[0], kind), heading, text)
+
+
+def in_engines(lengths: str, batch_size: int) -> tuple[Callable[[list[Record]], Table], list[str]]:
+    return lambda records: clock_table(cell_of(records[0], "random", lengths, batch_size)), ["engines"]
 
 
 def is_of_half(variant: str) -> bool:
@@ -444,6 +450,11 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "first-code": (timed("first code", "against the first row"), ["benchmark"]),
     "training-step": (timed("training", "against the first row"), ["benchmark"]),
     "lstm-speed": (timed("lstm", FASTEST, against_fastest_text), ["benchmark"]),
+    "engines-1": in_engines("sst-2", 1),
+    "engines-8": in_engines("sst-2", 8),
+    "engines-32": in_engines("sst-2", 32),
+    "engines-128": in_engines("128", 1),
+    "engines-trained": (lambda records: trained_table(records[0]), ["engines"]),
     "lstm-agnews": (lambda records: (HEADER, summary_rows(records)), ["agnews"]),
     "lstm-glue": (tasks_table, ["glue"]),
 }

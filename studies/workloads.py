@@ -115,9 +115,12 @@ class Berts:
         models = [timing.with_weights(model, device, dtype) for model in (bert.stock_copy(dense), dense)]
         return cls(dense.config, weights, device, dtype, *models)
 
-    def pruned(self, steps: Steps, method: str, removed_tokens: str = "fused") -> Any:
-        """The same weights with pruners."""
+    def pruned(
+        self, steps: Steps, method: str, removed_tokens: str = "fused", layers: int | None = None
+    ) -> Any:
+        """The same weights with pruners, of the first `layers` (None: all)."""
         config: Any = copy.deepcopy(self.config)
+        config.num_hidden_layers = layers or config.num_hidden_layers
         config.pruning_schedule = schedule_of(steps, config.num_hidden_layers)
         config.pruning_methods, config.removed_tokens = method, removed_tokens
         model = PrunedBertForSequenceClassification.from_pretrained(

@@ -78,6 +78,20 @@ def test_alone_and_in_any_batch_the_file_answers_as_the_model(exported):
         torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
 
 
+def test_openvino_answers_as_the_model(exported):
+    pytest.importorskip("openvino")
+    model, path, examples, _ = exported
+    if not hasattr(model, "bert"):
+        pytest.skip("an LSTM is served by ONNX Runtime alone")
+    groups = LENGTHS.argsort().split(3)
+    run, precision = agreement.in_openvino(path)
+    wanted = agreement.answers(agreement.in_pytorch(model), examples, groups)
+    found = agreement.answers(run, examples, groups)
+    difference = agreement.difference(GRAPHS[type(model)](model), examples, wanted, found)
+    assert precision in ("fp32", "bf16")
+    assert difference.is_small or precision == "bf16"
+
+
 def test_layers_behind_a_pruned_one_work_on_shorter_tensors(exported):
     model, path, _, rows = exported
     graph = onnx.load(path)
@@ -105,8 +119,13 @@ def test_names_of_inputs_outputs_and_free_sizes(exported):
 def test_the_quantized_file_multiplies_in_int8_and_is_close(exported, tmp_path):
     model, path, examples, _ = exported
     export.quantize(path, tmp_path / "model.int8.onnx")
-    operators = [node.op_type for node in onnx.load(tmp_path / "model.int8.onnx").graph.node]
+    quantized = onnx.load(tmp_path / "model.int8.onnx").graph
+    operators = [node.op_type for node in quantized.node]
     assert {"MatMulInteger"} <= {*operators} and operators.count("LSTM") == 0
+    if hasattr(model, "bert") and model.config.removed_tokens == "readable":  # weights by head too
+        by_head = [weight for weight in quantized.initializer if len(weight.dims) == 3]
+        assert {onnx.TensorProto.INT8} <= {weight.data_type for weight in by_head}
+        assert max(abs(onnx.numpy_helper.to_array(w)).max() for w in by_head if w.data_type == 3) <= 64
     groups = torch.arange(len(examples)).split(3)
     wanted = agreement.answers(agreement.in_pytorch(model), examples, groups)
     found = agreement.answers(agreement.in_onnx_runtime(tmp_path / "model.int8.onnx"), examples, groups)

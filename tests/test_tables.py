@@ -307,7 +307,7 @@ def test_published_records_are_small_and_hold_no_sentences_of_the_data_sets():
     files = [path for path in tables.PUBLISHED.rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in files) < 1_000_000
     assert sum(path.stat().st_size for path in files) < 6_000_000
-    for study in ("comparison", "search", "benchmark", "lstm"):
+    for study in ("comparison", "search", "benchmark", "engines", "lstm"):
         found = tables.published(study)
         assert found["study"] == study and found["command"].startswith("python ") and found["records"]
         assert not any(record.get("shown") for record in found["records"])

@@ -1,0 +1,85 @@
+"""The tables of studies/engines.py, made from its record. What a cell holds is said there."""
+
+from typing import Any
+
+Record = dict[str, Any]
+Table = tuple[list[str], list[list[str]]]  # header, rows
+
+STOCK, DENSE, PLAIN = "stock transformers", "dense", "PyTorch fp32"
+MOST_LOST = 0.005  # of the metric, more than which an engine in bf16 or int8 is pointed at
+
+
+def cell_of(record: Record, kind: str, lengths: str, batch_size: int) -> Record:
+    wanted = {"kind": kind, "lengths": lengths, "batch_size": batch_size}
+    return next(cell for cell in record["cells"] if wanted.items() <= cell.items())
+
+
+def engines_of(rows: dict[str, dict[str, Record]]) -> list[str]:
+    return list(dict.fromkeys(engine for by_engine in rows.values() for engine in by_engine))
+
+
+def fastest(by_engine: dict[str, Record]) -> str:
+    return min(by_engine, key=lambda engine: by_engine[engine]["ms"])
+
+
+def clock_table(cell: Record) -> Table:
+    """One row for each model, one column for each engine: ms of an example, and the share of what FLOPs
+    promise against the dense model in that engine. Then what the fastest engine gains."""
+    rows, table = cell["rows"], []
+    engines = engines_of(rows)
+    for model, by_engine in rows.items():
+        texts = []
+        for engine in engines:
+            row = by_engine.get(engine)
+            share = f" ({row['share_of_bound']:.0%})" if row and model not in (STOCK, DENSE) else ""
+            texts.append(f"{row['ms']:.1f}{share}" if row else "")
+        best = by_engine[fastest(by_engine)]
+        gains = [f"× {best[name]:.2f}" for name in ("speedup", "against_fastest")]
+        table.append([model, f"{1 / by_engine[PLAIN]['bound']:.0%}", *texts, *gains])
+    return ["ms an example", "FLOPs", *engines, "against stock", "against the fastest dense"], table
+
+
+def trained_table(record: Record) -> Table:
+    """One row for each trained model: its metric in each engine, and its fastest engine by batch size."""
+    cells = [cell for cell in record["cells"] if cell["kind"] == "trained"]
+    judged = record["judged"]
+    engines = list(dict.fromkeys(engine for by_engine in judged.values() for engine in by_engine))
+    table = []
+    for model, by_engine in judged.items():
+        plain = by_engine[PLAIN]["metric"]
+        texts = []
+        for engine in engines:
+            value = by_engine[engine]["metric"]
+            lost = f", loses {100 * (plain - value):.1f}" if plain - value > MOST_LOST else ""
+            texts.append(f"{100 * value:.1f}{lost}")
+        others = [
+            f"{engine} {found['sets'] + found['ties']:,} of {found['examples']:,}"
+            for engine, found in by_engine.items()
+            if found["sets"] + found["ties"]
+        ]
+        clocks = []
+        for cell in cells:
+            engine = fastest(cell["rows"][model])
+            row = cell["rows"][model][engine]
+            clocks.append(f"{row['ms']:.1f} ms, × {row['against_fastest']:.2f}, {engine}")
+        table.append([model, *texts, "; ".join(others), *clocks])
+    return [
+        "metric × 100",
+        *engines,
+        "other kept tokens",
+        *(f"batch {c['batch_size']}" for c in cells),
+    ], table
+
+
+def points_of(record: Record) -> dict[str, list[tuple[str, str, float, float]]]:
+    """For a picture: batch size → model, engine, ms of an example, metric × 100."""
+    return {
+        f"batch {cell['batch_size']}": [
+            (model, engine, row["ms"], 100 * record["judged"][model][engine]["metric"])
+            for model, by_engine in cell["rows"].items()
+            if model in record["judged"]
+            for engine, row in by_engine.items()
+        ]
+        for cell in record["cells"]
+        if cell["kind"] == "trained"
+    }

@@ -1,0 +1,339 @@
+"""Times pruned and cut BERTs in the engines that serve them: PyTorch, ONNX Runtime and OpenVINO, on the CPU.
+
+    nothing, and models that runs kept  →  records/engines/<device>-<key>/record.json, tables.md, front.png
+
+Run it without parameters, `python -m studies.engines` (or `make engines`): 20 minutes on two CPU cores, and
+two more for each model that was kept. Change what is between the two rulers below. Random weights show the
+clock; trained models show what each engine keeps of the metric. All engines have as many threads, read the
+same length-sorted batches and take turns within a cell. A line says which are not installed.
+"""
+
+import importlib.util
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, chdir
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import transformers
+from accelerate.utils import set_seed
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pruning import agreement, batches, bert, caches, devices, export, metrics, plots, records, saved, timing
+from pruning.agreement import Run
+from pruning.batches import Examples
+from pruning.graphs import GRAPHS
+from pruning.settings import OTHER, Block, Count, Share
+from pruning.tasks import GLUE
+from pruning.timing import Variant
+from studies import workloads
+from studies.benchmark import check_name
+from studies.engine_tables import DENSE, PLAIN, STOCK, clock_table, points_of, trained_table
+from studies.tables import RECIPE
+from studies.workloads import Berts
+
+# ----------------------------------------------------------------------------------------------
+# Settings
+
+bert_shape = "BERT-Base"  # see workloads.SHAPES
+lengths_and_batches = [("sst-2", 1), ("sst-2", 8), ("sst-2", 32), ("128", 1)]  # see workloads.LENGTHS
+whole_layers = [5, 3, 2]  # behind them [CLS] goes on alone, and reads the other tokens as they are
+cuts = [(6, None), (4, None), (6, 3), (6, 2)]  # to BERT's first layers; how many of them whole (None: all)
+schedules = {  # that choose tokens: where, as a share of the layers, and the rate before that layer
+    "half": [(1 / 6, 0.4), (1 / 3, 0.3), (2 / 3, 0.3)],
+    "heavy": [(1 / 6, 0.8), (1 / 2, 0.5)],
+}
+trained_task = "sst-2"  # of trained models; None times random weights alone
+trained_in = "."  # the folder with their records/ and cache/
+trained_batch_sizes = [1, 32]
+tokens_a_pass = 400  # about as many real tokens go through each variant, in at least one batch
+seconds_a_cell = 20  # in which a cell makes as many passes as it can, but at least
+fewest_passes = 5
+# ----------------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+PACKAGES = ("onnxruntime", "openvino")
+TOGETHER = 4  # models in memory beside the dense one: a BERT-Base takes 2 GB in all engines
+COMPARED = 32  # batch size for metrics
+BETWEEN = " in "  # a model and its engine
+LEGEND = """Milliseconds an example. In brackets: the share of what FLOPs promise against the dense model in
+the same engine. In every dense model but stock the last layer computes [CLS] alone. Speed-ups are the fastest
+engine's, against stock and against the fastest dense model in any engine.
+"""
+
+Shape = Annotated[str, AfterValidator(partial(check_name, names=workloads.SHAPES))]
+Lengths = Annotated[str, AfterValidator(partial(check_name, names=workloads.LENGTHS))]
+GlueTask = Annotated[str, AfterValidator(partial(check_name, names=GLUE))]
+Inputs = tuple[str, int, Examples]  # name of the lengths, batch size, what the batches are taken from
+Builders = dict[str, Callable[[], Any]]  # name → what makes a model; the dense one first
+
+
+class EngineSettings(BaseModel):
+    """The block above."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    bert_shape: Shape
+    lengths_and_batches: Annotated[list[tuple[Lengths, Count]], Field(min_length=1)]
+    whole_layers: list[Count]
+    cuts: list[tuple[Count, Count | None]]
+    schedules: dict[str, list[tuple[Share, Share]]]
+    trained_task: GlueTask | None
+    trained_in: str
+    trained_batch_sizes: list[Count]
+    tokens_a_pass: Count
+    seconds_a_cell: Annotated[float, Field(ge=0)]
+    fewest_passes: Count
+
+
+class Loaded(NamedTuple):
+    """A model in fp32, and itself in every engine that is installed."""
+
+    model: Any
+    runs: dict[str, Run]
+
+
+def load(model: Any, folder: Path) -> Loaded:
+    """folder: for ONNX files, which have to stay as long as the engines."""
+    runs = {PLAIN: agreement.in_pytorch(model)}
+    if devices.best_precision()[0] == "bf16":
+        runs["PyTorch bf16"] = agreement.in_pytorch(timing.with_weights(model, CPU, torch.bfloat16))
+    has = {name: importlib.util.find_spec(name) is not None for name in PACKAGES}
+    if any(has.values()):
+        export.export(model, folder / export.ONNX)
+    if has["onnxruntime"]:
+        export.quantize(folder / export.ONNX, folder / export.INT8)
+        runs["ONNX Runtime fp32"] = agreement.in_onnx_runtime(folder / export.ONNX)
+        runs["ONNX Runtime int8"] = agreement.in_onnx_runtime(folder / export.INT8)
+    if has["openvino"]:
+        run, precision = agreement.in_openvino(folder / export.ONNX)
+        runs[f"OpenVINO {precision}"] = run
+    return Loaded(model, runs)
+
+
+def variants_of(loaded: Loaded, examples: Examples, groups: Sequence[torch.Tensor]) -> dict[str, Variant]:
+    """Engine → all these batches. A graph computes padding too: its FLOPs are those of full sequences."""
+    inputs = [examples.batch(rows) for rows in groups]
+    full = [batch | {"attention_mask": torch.ones_like(batch["attention_mask"])} for batch in inputs]
+    plain, padded = (workloads.variant_of(loaded.model, part) for part in (inputs, full))
+
+    def all_of(run: Run) -> None:
+        for batch in inputs:
+            run(batch)
+
+    return {
+        engine: replace(plain if engine.startswith("PyTorch") else padded, run=partial(all_of, run))
+        for engine, run in loaded.runs.items()
+    }
+
+
+def judge(loaded: Loaded, task: Any, examples: Examples) -> dict[str, dict[str, Any]]:
+    """Engine → the task's metric, and what differs from PyTorch in fp32, see `agreement.Difference`."""
+    groups, labels = batches.sorted_batches(examples.lengths, COMPARED), examples.labels.tolist()
+    answers = {engine: agreement.answers(run, examples, groups) for engine, run in loaded.runs.items()}
+    graph = GRAPHS[type(loaded.model)](loaded.model)
+    found = {}
+    for engine, answer in answers.items():
+        predictions = metrics.predictions_of(task, answer.logits)
+        metric = metrics.compute(task, labels, predictions)[task.metrics[0]]
+        others = agreement.difference(graph, examples, answers[PLAIN], answer)
+        found[engine] = {"metric": metric, "examples": len(examples), **others._asdict()}
+    return found
+
+
+@dataclass
+class Study:
+    """All cells, and how each trained model does in each engine."""
+
+    chosen: EngineSettings
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    judged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    def time_random(self) -> None:
+        chosen = self.chosen
+        examples = {name: workloads.bert_examples(name) for name, _ in chosen.lengths_and_batches}
+        inputs = [(name, size, examples[name]) for name, size in chosen.lengths_and_batches]
+        self.time_models("random", random_models(chosen), inputs)
+
+    def time_trained(self) -> None:
+        """The models of the task that runs kept, if there are any and a dense one among them."""
+        chosen = self.chosen
+        if chosen.trained_task is None:
+            return
+        task = GLUE[chosen.trained_task]
+        with chdir(chosen.trained_in):
+            models = trained_models(task.name)
+            if DENSE not in models:
+                print(f"\nNo trained models: {Path().absolute()} has no dense one of {task.name}.")
+                return
+            data = caches.open_task("bert", task, "PrepareGlue4Bert.py")
+            examples = data.splits[task.dev_splits[0]]
+            inputs = [(task.name, size, examples) for size in chosen.trained_batch_sizes]
+            self.time_models("trained", models, inputs, partial(judge, task=task, examples=examples))
+
+    def time_models(
+        self,
+        kind: str,
+        models: Builders,
+        inputs: Sequence[Inputs],
+        judged: Callable[[Loaded], dict[str, Any]] | None = None,
+    ) -> None:
+        """Cells with all models, a few of them in memory at a time, the dense one always.
+
+        Args:
+            judged: what else to ask of a model while it is there.
+        """
+        cells: list[dict[str, Any]] = [
+            {"kind": kind, "lengths": name, "batch_size": size, "rows": {}} for name, size, _ in inputs
+        ]
+        _, *others = models
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            dense = load(models[DENSE](), folder)
+            stock = bert.stock_copy(dense.model).eval()
+            always = {STOCK: Loaded(stock, {PLAIN: lambda batch: stock(**batch)}), DENSE: dense}
+            for start in range(0, max(1, len(others)), TOGETHER):
+                together = dict(always)
+                with tempfile.TemporaryDirectory() as inner:
+                    for name in others[start : start + TOGETHER]:
+                        (path := Path(inner) / str(len(together))).mkdir()
+                        together[name] = load(models[name](), path)
+                        print(f"{name}: loaded ({time.time() - self.started:.0f} s)", flush=True)
+                    for cell, (_, size, examples) in zip(cells, inputs, strict=True):
+                        rows = self.measure(together, examples, size)
+                        cell["rows"] |= {name: row for name, row in rows.items() if name not in cell["rows"]}
+                    for name in [name for name in together if name not in (*self.judged, STOCK)]:
+                        if judged is not None:
+                            self.judged[name] = judged(together[name])
+        for cell in cells:
+            cell["precision"] = ", ".join(dense.runs)
+            print(f"\n{title_of(cell)}\n\n{records.markdown(*clock_table(cell))}", flush=True)
+        self.cells += cells
+
+    def measure(
+        self, together: dict[str, Loaded], examples: Examples, size: int
+    ) -> dict[str, dict[str, Any]]:
+        """Model → engine → its row, as `timing.measure` gives it, but against the dense model in the same
+        engine; and `against_fastest`, the speed-up against the fastest dense model in any engine."""
+        chosen = self.chosen
+        groups = workloads.pick_batches(examples, size, chosen.tokens_a_pass)
+        variants = {
+            name + BETWEEN + engine: variant
+            for name, loaded in together.items()
+            for engine, variant in variants_of(loaded, examples, groups).items()
+        }
+        measured = timing.measure(
+            variants,
+            fair=[STOCK + BETWEEN + PLAIN],
+            dense=DENSE + BETWEEN + PLAIN,
+            device=CPU,
+            passes=chosen.fewest_passes,
+            at_least_seconds=chosen.seconds_a_cell,
+        )
+        rows: dict[str, dict[str, Any]] = {}
+        for key, row in measured.items():
+            name, engine = key.split(BETWEEN)
+            rows.setdefault(name, {})[engine] = row
+        fastest = min(row["ms"] for name in (STOCK, DENSE) for row in rows[name].values())
+        for by_engine in rows.values():
+            for engine, row in by_engine.items():
+                own = rows[DENSE][engine]
+                row["against_dense"], row["bound"] = own["ms"] / row["ms"], own["flops"] / row["flops"]
+                row["share_of_bound"] = row["against_dense"] / row["bound"]
+                row["against_fastest"] = fastest / row["ms"]
+        return rows
+
+    def write(self, values: dict[str, Any]) -> None:
+        """The run's folder. values: of the settings block."""
+        device, seconds = devices.device_name(CPU), time.time() - self.started
+        record = records.header(device, self.cells[0]["precision"], seconds, values)
+        here = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
+        record["environment"]["packages"] |= {name: metadata.version(name) for name in here}
+        fields = {name: record[name] for name in ("device", "processor", "settings")}
+        key = records.key_of(fields | {"git_commit": record["environment"]["git_commit"]})
+        folder = records.RECORDS / "engines" / f"{records.slug(device)}-{key}"
+        record |= {"judged": self.judged, "cells": self.cells}
+        page = f"# Engines on {device} ({record['processor']})\n\n"
+        page += f"`python -m studies.engines`, {seconds / 60:.0f} minutes.\n\n{LEGEND}"
+        for cell in self.cells:
+            page += f"\n## {title_of(cell)}\n\n{records.markdown(*clock_table(cell))}\n"
+        if self.judged:
+            page += f"\n## {values['trained_task']}, dev\n\n{records.markdown(*trained_table(record))}\n"
+            plots.write_front(folder / "front.png", points_of(record), values["trained_task"])
+        records.write_text(folder / "tables.md", page)
+        records.write(folder / records.RECORD, record)
+        print(f"\n{LEGEND}\nRecords: {folder}  ({seconds / 60:.1f} minutes)")
+
+
+def title_of(cell: dict[str, Any]) -> str:
+    return f"{cell['kind']} weights, lengths of {cell['lengths']}, batches of {cell['batch_size']}"
+
+
+# --- Models -----------------------------------------------------------------------------------
+
+
+def random_models(chosen: EngineSettings) -> Builders:
+    """All with the same random weights."""
+    berts = Berts.build(chosen.bert_shape, CPU, torch.float32)
+    models: Builders = {DENSE: lambda: berts.dense}
+    depth = berts.config.num_hidden_layers
+    for layers, whole in [*((depth, whole) for whole in chosen.whole_layers), *chosen.cuts]:
+        steps = [] if whole is None else [(whole / layers, 1.0)]
+        models[name_of(layers, depth, whole)] = partial(berts.pruned, steps, "head", "readable", layers)
+    for name, steps in chosen.schedules.items():
+        models[f"{name}, {RECIPE}"] = partial(berts.pruned, steps, RECIPE)
+    return models
+
+
+def name_of(layers: int, depth: int, whole: int | None) -> str:
+    """whole: layers after which [CLS] goes on alone; None for all of them."""
+    parts = [f"cut to {layers}"] if layers < depth else []
+    parts += [] if whole is None else [f"{whole} whole"]
+    return ", ".join(parts) or DENSE
+
+
+def trained_models(task: str) -> Builders:
+    """The BERTs of a task that runs kept in the current folder; of two with one name the first by path."""
+    paths = sorted((records.RECORDS / "BERT" / task).glob(f"*/{saved.MODEL}/{saved.CONFIG}"))
+    configs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    depth = max((config["num_hidden_layers"] for config in configs), default=0)
+    models: Builders = {}
+    for path, config in zip(paths, configs, strict=True):
+        layers, rates = config["num_hidden_layers"], config.get("pruning_schedule") or []
+        pruned = {layer: rate for layer, rate in enumerate(rates) if rate > 0}
+        if [*pruned.values()] in ([], [1]):
+            name = name_of(layers, depth, next(iter(pruned), None))
+        else:
+            steps = [f"{rate:g} before layer {layer}" for layer, rate in pruned.items()]
+            name = ", ".join([f"cut to {layers}"] * (layers < depth) + steps)
+        models.setdefault(name, partial(load_kept, path.parent))
+    return models
+
+
+def load_kept(folder: Path) -> Any:
+    return saved.load(folder).model
+
+
+def main() -> None:
+    block = Block.read(globals(), EngineSettings)
+    chosen = block.for_task(OTHER)  # no setting here differs by task
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    set_seed(0)
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            print(f"{name} is not installed, so it is left out: pip install -r requirements-studies.txt")
+    study = Study(chosen)
+    study.time_random()
+    study.time_trained()
+    study.write(block.values)
+
+
+if __name__ == "__main__":
+    main()
