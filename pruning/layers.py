@@ -182,13 +182,12 @@ def _linear(part: nn.Module, x: Tensor, paths: FastPaths) -> Tensor:
 
 def _inner(intermediate: BertIntermediate, states: Tensor, paths: FastPaths) -> Tensor:
     """The inner layer of the feed-forward, activation included."""
-    dense = intermediate.dense
-    is_gelu = isinstance(intermediate.intermediate_act_fn, GELUActivation)
-    tokens = states.numel() // states.shape[-1]
-    pays = tokens in FEW_TOKENS or (AVX512 and tokens >= FEW_TOKENS.stop)
-    if paths.fused_product and type(dense) is nn.Linear and is_gelu and pays:
-        return _onednn_product(states, dense.weight, dense.bias, "gelu")
-    return intermediate.intermediate_act_fn(_linear(dense, states, paths))
+    dense, activation = intermediate.dense, intermediate.intermediate_act_fn
+    if paths.fused_product and type(dense) is nn.Linear and isinstance(activation, GELUActivation):
+        tokens = states.numel() // states.shape[-1]  # not asked of an exported graph: it would become a guard
+        if tokens in FEW_TOKENS or (AVX512 and tokens >= FEW_TOKENS.stop):
+            return _onednn_product(states, dense.weight, dense.bias, "gelu")
+    return activation(_linear(dense, states, paths))
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, paths: FastPaths) -> Tensor:
