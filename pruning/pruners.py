@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from pruning.losses import ranking_loss
 from pruning.selection import Tokens, count_kept, positions_of
 
-# Up to so many words a student does without `embedding_bag` and oneDNN's GELU, whose calls take longer (µs
-# with / without, AMD EPYC, one thread: 37 words 100 / 49, 1,184 words 194 / 180, 9,472 words 701 / 1,221).
+# Up to so many words a student does without `embedding_bag` and oneDNN's GELU, whose calls take longer (AMD
+# EPYC, one thread: with them 37 words take 100 µs, 1,184 words 194 and 9,472 words 701).
 FEW_WORDS = 2_000
 
 
@@ -209,7 +209,7 @@ class ThresholdPruner(ColumnMeanPruner):
 
 
 class TeacherPruner(Pruner):
-    """Stands where a teacher prunes: its scores come from outside."""
+    """Stands where a teacher prunes."""
 
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
         if teacher_scores is None:
@@ -227,8 +227,7 @@ class StudentPruner(Pruner):
     It learns from a copy of the states that no gradient flows back through: its ranking loss trains the
     student alone, and the task alone trains the model.
 
-    Where states are word embeddings, the first product can be done once for each word: see `fold`.
-    """
+    The first product can be done once for each word where states are embeddings: see `fold`."""
 
     def __init__(self, config: PrunerConfig):
         super().__init__(config)
@@ -250,8 +249,8 @@ class StudentPruner(Pruner):
         return ranking_loss(scores, teacher_scores, ranked)
 
     def fold(self, embeddings: Tensor) -> Tensor:
-        """What each word adds to the inner layer of the tokens around it: (V, context, width), bias included
-        at the token's own place. embeddings: (V, H), 0 for the padding word 0."""
+        """(V, context, width) what each word adds to the inner layer of the tokens around it, bias included at
+        its own place. embeddings: (V, H), 0 for the padding word 0."""
         weight = self.inner.weight.unflatten(1, (embeddings.shape[1], self.context))  # (width, H, context)
         table = torch.einsum("vh,whc->vcw", embeddings.to(weight.dtype), weight)
         table[:, self.context // 2] += self.inner.bias
@@ -262,22 +261,16 @@ class StudentPruner(Pruner):
         if ids.numel() > FEW_WORDS:
             words, flat = self.words_around(ids).flatten(0, 1), table.flatten(0, 1)
             return self.score_inner(nn.functional.embedding_bag(words, flat, mode="sum")).view(ids.shape)
-        reach, size = self.context // 2, table[0].numel()
-        padded = nn.functional.pad(ids, (reach, reach))
-        rows = table.flatten(1).index_select(0, padded.flatten())
-        # for each c, what the word c places after the first that a token sees adds to its inner layer
-        strides = size + table.shape[2], padded.shape[1] * size, size, 1
-        parts = rows.as_strided((self.context, *ids.shape, table.shape[2]), strides).unbind()
-        inner = parts[
-            0
-        ]  # it stays a part of `rows`: PyTorch calls oneDNN for GELU of contiguous tensors only
-        for part in parts[1:]:
-            inner.add_(part)
+        reach, width = self.context // 2, ids.shape[1]
+        rows = nn.functional.embedding(nn.functional.pad(ids, (reach, reach)), table.flatten(1))
+        rows = rows.unflatten(2, table.shape[1:])  # (B, T + 2 · reach, context, width of the inner layer)
+        inner, *others = (rows[:, place : place + width, place] for place in range(self.context))
+        for other in others:
+            inner.add_(other)  # in place: for GELU of contiguous tensors only PyTorch calls oneDNN
         return self.score_inner(inner)
 
     def words_around(self, ids: Tensor) -> Tensor:
-        """(B, T, context) the rows of a table made by `fold`, flat, that each token's inner layer is the sum
-        of."""
+        """(B, T, context) rows of a table made by `fold`, flat: their sum is a token's inner layer."""
         around = nn.functional.pad(ids, (self.context // 2, self.context // 2)).unfold(1, self.context, 1)
         return around * self.context + torch.arange(self.context, device=ids.device)
 
