@@ -249,7 +249,7 @@ class StudentPruner(Pruner):
         return ranking_loss(scores, teacher_scores, ranked)
 
     def fold(self, embeddings: Tensor) -> Tensor:
-        """(V, context, width) what each word adds to the inner layer of the tokens around it, bias included at
+        """(V, context, width) what each word adds to the inner layer of tokens around it, bias included at
         its own place. embeddings: (V, H), 0 for the padding word 0."""
         weight = self.inner.weight.unflatten(1, (embeddings.shape[1], self.context))  # (width, H, context)
         table = torch.einsum("vh,whc->vcw", embeddings.to(weight.dtype), weight)
