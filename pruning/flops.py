@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pruning import selection
 from pruning.layers import FastPaths, absorbing_pays, ways_of
+from pruning.lstm_model import takes_steps
 from pruning.unpadding import neighbours
 
 Batch = dict[str, Tensor]
@@ -106,7 +107,8 @@ def _sentences(model: Any, mask: Tensor) -> int:
     rows, width = mask.shape
     lengths = [selection.count_kept(n, model.rate) for n in mask.sum(dim=1).tolist()]
     sizes = model.lstm.input_size, model.lstm.hidden_size
-    if model.reads_tables:  # a first step has no state before it; words and padding are not multiplied
+    if model.reads_tables and takes_steps(model, rows, max(lengths)):
+        # a first step has no state before it; words and padding are not multiplied
         recurrence = sum(lstm_layer(0, sizes[1], n - 1) for n in lengths if n)
     else:
         recurrence = rows * lstm_layer(*sizes, width if model.pruner is None else max(lengths))

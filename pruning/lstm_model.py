@@ -28,7 +28,9 @@ EMBEDDING_SPREAD = 0.3  # standard deviation of fresh embeddings
 MEMORY = 40  # words that a fresh LSTM remembers at most: AG News' mean length
 STUDENT_WIDTH = 32
 STUDENT_CONTEXT = 3  # the word and its two neighbours
-FEW_STEPS = 6  # up to which the fused LSTM is the slower one on a CPU, without a table
+# PyTorch's fused LSTM is the slower one on a CPU up to so many words, or from so many sentences on (AMD EPYC,
+# two threads, fused ÷ steps: 1 sentence of 10 words 1.25, of 20 words 0.81; 32 of 37 words 0.91; 256 1.33).
+FEW_STEPS, MANY_ROWS = 10, 32
 
 
 @dataclass
@@ -117,7 +119,7 @@ class PrunedLstmClassifier(nn.Module):
 
     @property
     def reads_tables(self) -> bool:
-        """Whether evaluation takes single steps, and their gates from tables of words."""
+        """Whether single steps take their gates from tables of words."""
         may = self.fast and self.tabled and not self.packed
         return may and self.lstm.may_table(self.embedding.weight)
 
@@ -160,9 +162,9 @@ class PrunedLstmClassifier(nn.Module):
         kept = mask  # of a dense model nobody asks for it
         if self.pruner is not None:
             ids, kept, lengths = choose_words(self, ids, mask, lengths)
-        words, reads_tables = self.embedding.weight, self.reads_tables
-        if reads_tables or (ids.shape[1] <= FEW_STEPS and words.device.type == "cpu" and not self.packed):
-            tables = self.lstm.tables(words) if reads_tables else None
+        if takes_steps(self, *ids.shape):
+            words = self.embedding.weight
+            tables = self.lstm.tables(words) if self.reads_tables else None
             return self.lstm.maximum(words, tables, ids, lengths), kept
         is_full = min(lengths) == ids.shape[1]
         mask = kept if self.pruner is None else kept >= 0
@@ -192,6 +194,12 @@ class PrunedLstmClassifier(nn.Module):
     def set_training_rates(self, rates: Sequence[float] | None) -> None:
         """The rate of training steps from here on; None: the model's own. Evaluation keeps to that."""
         self.training_rate = None if rates is None else rates[0]
+
+
+def takes_steps(model: PrunedLstmClassifier, rows: int, words: int) -> bool:
+    """Whether evaluation takes single steps, for so many sentences of so many words."""
+    pays = words <= FEW_STEPS or (rows >= MANY_ROWS and model.reads_tables)
+    return pays and model.fast and not model.packed and model.embedding.weight.device.type == "cpu"
 
 
 def choose_words(

@@ -157,6 +157,8 @@ def write_front(path: Path, panels: dict[str, list[tuple[str, str, float, float]
         best = front([(ms, metric) for _, _, ms, metric in points])
         panel.plot(*zip(*best, strict=True), color="grey", linewidth=1, zorder=0, label="front")
         panel.set(title=title, xlabel="ms an example", ylabel=f"metric × 100, {task}, dev", xscale="log")
+        for formatter in (panel.xaxis.set_major_formatter, panel.xaxis.set_minor_formatter):
+            formatter("{x:g}")
     panel.legend()
     _save(figure, path)
 

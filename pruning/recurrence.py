@@ -59,8 +59,7 @@ class Recurrence(nn.LSTM):
 
     The tables take V · 6H numbers (30,000 words of 300 units in fp32: 216 MB, of which 144 MB are gates) and,
     once, the work of V words of text; the copies of W_ih and W_hh 12H² (4.3 MB). Models that share this
-    module share all of it. On an AMD EPYC (AVX2, one thread, batches of 1, 8, 32, 256) steps from the tables
-    were faster than the fused LSTM for 4, 15 and 37 words, so no length is left to that.
+    module share all of it.
     """
 
     def __init__(self, embedding_size: int, hidden: int):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_model
 from sklearn.linear_model import LogisticRegression
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning import lstm, methods, pruners, recurrence, teachers, timing
+from pruning import lstm, lstm_model, methods, pruners, recurrence, teachers, timing
 from pruning.batches import LstmExamples, Ragged
 from pruning.caches import TaskData
 from pruning.losses import answer_margin
@@ -201,10 +201,12 @@ def words():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("steps", [0, 1_000])  # up to how many they are single
 @pytest.mark.parametrize("tables", ["read", "not worth it", "too large"])
 @pytest.mark.parametrize("rate", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("method", [None, *DEPLOYABLE])
-def test_the_fast_evaluation_is_the_plain_one(words, method, rate, tables, monkeypatch):
+def test_the_fast_evaluation_is_the_plain_one(words, method, rate, tables, steps, monkeypatch):
+    monkeypatch.setattr(lstm_model, "FEW_STEPS", steps)
     model, (ids, mask) = build(method, rate, pair=True), words
     model.tabled = tables != "not worth it"
     if tables == "too large":
