@@ -58,11 +58,11 @@ def test_flops_and_token_layers_are_those_of_what_runs(berts):
 
 def test_words_that_the_lstm_reads_are_counted(monkeypatch):
     monkeypatch.setattr(workloads, "draw_lengths", lambda _: torch.full((workloads.EXAMPLES,), 20))
-    variants = workloads.lstms([0.9], 4, 60, CPU, torch.float32)
-    dense, pruned = variants["dense, padded"], variants["0.9 removed, frequency"]
+    few, many = (workloads.lstms([0.9], size, 60, CPU, torch.float32) for size in (4, 32))
+    dense, pruned = few["dense, padded"], few["0.9 removed, frequency"]
     assert (dense.examples, dense.token_layers) == (4, 80)
-    assert dense.flops == 4 * lstm_layer(300, 300, 20)
-    assert variants["dense, word table"].flops == 4 * 19 * 2 * 4 * 300 * 300
+    assert dense.flops == few["dense, word table"].flops == 4 * lstm_layer(300, 300, 20)
+    assert many["dense, word table"].flops == 32 * 19 * 2 * 4 * 300 * 300
     assert pruned.token_layers == 4 * 2 and pruned.flops == 4 * 2 * 4 * 300 * 300
 
 
