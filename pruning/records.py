@@ -52,6 +52,13 @@ def folder_of(model: str, key_fields: dict[str, Any]) -> Path:
     return RECORDS / model / key_fields["task"] / name
 
 
+def folder_of_clock(study: str, record: dict[str, Any]) -> Path:
+    """records/<study>/<device>-<key>, of what was timed on a device with some settings by some code."""
+    fields = {name: record[name] for name in ("device", "processor", "settings")}
+    key = key_of(fields | {"git_commit": record["environment"]["git_commit"]})
+    return RECORDS / study / f"{slug(record['device'])}-{key}"
+
+
 def header(device: str, precision: str, wall_seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
     """What every record says of its making."""
     environment = {

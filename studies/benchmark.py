@@ -191,9 +191,7 @@ class Benchmark:
         """The run's folder. values: of the settings block."""
         device, seconds = devices.device_name(self.device), time.time() - self.started
         record = records.header(device, " and ".join(self.precisions), seconds, values)
-        fields = {name: record[name] for name in ("device", "processor", "settings")}
-        key = records.key_of(fields | {"git_commit": record["environment"]["git_commit"]})
-        folder = records.RECORDS / "benchmark" / f"{records.slug(device)}-{key}"
+        folder = records.folder_of_clock("benchmark", record)
         page = f"# Speed on {device} ({record['processor']})\n\n"
         page += f"`python -m studies.benchmark`, {seconds / 60:.0f} minutes.\n\n{LEGEND}"
         for cell in self.cells:

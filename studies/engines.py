@@ -2,8 +2,8 @@
 
     nothing, and models that runs kept  →  records/engines/<device>-<key>/record.json, tables.md, front.png
 
-Run it without parameters, `python -m studies.engines` (or `make engines`): 20 minutes on two CPU cores, and
-two more for each model that was kept. Change what is between the two rulers below. Random weights show the
+Run it without parameters, `python -m studies.engines` (or `make engines`): 26 minutes on two CPU cores,
+with seven small models that were kept. Change what is between the two rulers below. Random weights show the
 clock; trained models show what each engine keeps of the metric. All engines have as many threads, read the
 same length-sorted batches and take turns within a cell. A line says which are not installed.
 """
@@ -255,9 +255,7 @@ class Study:
         record = records.header(device, self.cells[0]["precision"], seconds, values)
         here = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
         record["environment"]["packages"] |= {name: metadata.version(name) for name in here}
-        fields = {name: record[name] for name in ("device", "processor", "settings")}
-        key = records.key_of(fields | {"git_commit": record["environment"]["git_commit"]})
-        folder = records.RECORDS / "engines" / f"{records.slug(device)}-{key}"
+        folder = records.folder_of_clock("engines", record)
         record |= {"judged": self.judged, "cells": self.cells}
         page = f"# Engines on {device} ({record['processor']})\n\n"
         page += f"`python -m studies.engines`, {seconds / 60:.0f} minutes.\n\n{LEGEND}"
