@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from pruning import batches, metrics, training
+from pruning import batches, metrics
 from pruning.batches import Examples, Ragged
 from pruning.tasks import Task
 from pruning.teachers import Batch, Place
@@ -35,35 +35,32 @@ class DistillationSet:
 
 
 def distillation_set(
-    dense: nn.Module,
     task: Task,
     originals: Any,
     arguments: Arguments,
+    answer: Callable[[Examples], Tensor],
     *,
     special: Sequence[int],
     seed: int,
-    batch_size: int,
-    device: torch.device,
 ) -> DistillationSet:
     """Asks the dense model. The label of a copy is its answer: missing words may change what is true.
     (TinyBERT, Jiao et al., 2020, learns from altered sentences in the same way.)
 
     Args:
         arguments: how many copies there are, and what they lack.
+        answer: the dense model's answers (N, C) to examples.
         special: ids of special tokens, which no copy lacks.
     """
-
-    def answers(examples: Examples) -> Tensor:
-        return training.predict(dense, TrainingSet(examples), batch_size=batch_size, device=device).logits
-
-    parts, logits, all_kept = [originals], [answers(originals)], []
+    parts, all_kept = [originals], []
     for number in range(1, 1 + arguments.augmented_copies):
         copy, kept = batches.drop_words(originals, arguments.word_dropout, special, 1_000 * seed + number)
-        logits.append(answers(copy))
-        parts.append(replace(copy, labels=torch.tensor(metrics.predictions_of(task, logits[-1]))))
+        parts.append(copy)
         all_kept.append(kept)
     examples = batches.joined(parts) if all_kept else originals
-    return DistillationSet(examples, torch.cat(logits), all_kept)
+    logits = answer(examples)
+    said = torch.tensor(metrics.predictions_of(task, logits[len(originals) :]))
+    labels = torch.cat([originals.labels, said.to(originals.labels.dtype)])
+    return DistillationSet(replace(examples, labels=labels), logits, all_kept)
 
 
 def score_examples(

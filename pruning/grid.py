@@ -2,20 +2,20 @@
 
 An `Experiment` is one task and seed. It holds what BERT and the LSTM share; what is special to them comes
 with its `builder`, a `bert.Bert` or a `lstm.Lstm`. The dense model is trained once: it is the baseline, the
-teacher and the start of every method. It is kept in cache/, and so are the scores of its teachers.
+teacher and the start of every method. It is kept in cache/, and so are its answers and its teachers' scores.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
-from filelock import FileLock, Timeout
+from accelerate.utils import set_seed
+from torch import Tensor
 from tqdm import tqdm
 
 from pruning import batches, caches, devices, distillation, methods, records, saved, teachers, training
@@ -25,6 +25,7 @@ from pruning.caches import TaskData
 from pruning.distillation import DistillationSet
 from pruning.lstm import Lstm
 from pruning.records import BAG_OF_WORDS, DENSE
+from pruning.store import Store, claim
 from pruning.teachers import Place
 from pruning.training import Arguments, Curve, RatesAt, TrainingSet
 
@@ -41,46 +42,6 @@ class Trained(NamedTuple):
     model: Any
     curve: Curve
     started: float
-
-
-@contextmanager
-def claim(experiment: "Experiment", method: Method, wait: bool) -> Iterator[bool]:
-    """Holds a run for this process (for all that train together). Yields False, at once, where another
-    process holds it; with `wait`, its end is waited for. A process that dies holds nothing."""
-    lock = FileLock(caches.CACHE / "locks" / f"{records.key_of(experiment.key_fields_of(method))}.lock")
-    held = [True]
-    if experiment.accelerator.is_main_process:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=wait)
-        except Timeout:
-            held = [False]
-    try:
-        yield broadcast_object_list(held)[0]
-    finally:
-        lock.release()
-
-
-@dataclass(frozen=True)
-class Store:
-    """What an experiment keeps in cache/<model>/<kind>/<name>-<key>.pt: `folder` is cache/<model>, `name`
-    that of task and seed; `writes` says whether this process is the one that writes."""
-
-    folder: Path
-    name: str
-    writes: bool
-
-    def _path(self, kind: str, fields: dict[str, Any]) -> Path:
-        return self.folder / kind / f"{self.name}-{records.key_of(fields)}.pt"
-
-    def load(self, kind: str, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """What `keep` wrote; None where there is nothing sound."""
-        return caches.load_if_good(self._path(kind, fields))
-
-    def keep(self, kind: str, fields: dict[str, Any], content: dict[str, Any]) -> None:
-        """Writes `content` under everything that decides it, `fields`."""
-        if self.writes:
-            caches.save(self._path(kind, fields), content)
 
 
 class Experiment:
@@ -106,8 +67,10 @@ class Experiment:
             "processes": accelerator.num_processes,
             **builder.key_fields,
         }
+        self.evaluating: Any = {"batch_size": settings.evaluation_batch_size, "device": accelerator.device}
         name = f"{data.task.name}-seed{seed}"
         self.store = Store(caches.CACHE / builder.name.lower(), name, accelerator.is_main_process)
+        self.training_seconds = 0.0  # of the latest `fit`; of processor time, as those of the store
         self._dense: Any = None
         self._distillation_set: DistillationSet | None = None
 
@@ -144,12 +107,12 @@ class Experiment:
     def dense(self) -> Any:
         """The dense model: from memory, from cache/, or by training it."""
         if self._dense is None:
-            with claim(self, DENSE, wait=True):  # another process may be training it
-                stored = self.store.load("models", self.key_fields)
-                if stored is None:
+            with claim(self.key_fields, wait=True):  # another process may be training it
+                state = self.store.load("dense", self.key_fields)
+                if state is None:
                     self._fine_tune()
                 else:
-                    dense: Any = self.builder.build(None, self.seed, stored["state"])
+                    dense: Any = self.builder.build(None, self.seed, state)
                     self._dense = dense.to(self.accelerator.device).eval()
         return self._dense
 
@@ -164,7 +127,8 @@ class Experiment:
             model.classifier.bias.data.fill_(float(self.data.splits["train"].labels.mean()))
         curve = self.fit(model, TrainingSet(self.train_examples), self.dense_arguments, DENSE)
         self._dense = model.eval()
-        self.store.keep("models", self.key_fields, {"state": training.state_on_cpu(model)})
+        state = training.state_on_cpu(model)
+        self.store.keep("dense", self.key_fields, state, self.training_seconds)
         return model, curve
 
     def train_pruned(self, method: Method, rates_at: RatesAt | None = None) -> tuple[Any, Curve]:
@@ -185,22 +149,25 @@ class Experiment:
         self, model: Any, data: TrainingSet, arguments: Arguments, name: str, rates_at: RatesAt | None = None
     ) -> Curve:
         """`training.train` with this experiment's seed and device."""
-        title = f"{self.data.task.name}, {name}, seed {self.seed}"
+        title, started = f"{self.data.task.name}, {name}, seed {self.seed}", time.process_time()
         common = {"seed": self.seed, "accelerator": self.accelerator, "rates_at": rates_at}
-        return training.train(model, data, arguments, name=title, **common)
+        curve = training.train(model, data, arguments, name=title, **common)
+        self.training_seconds = time.process_time() - started
+        return curve
 
     def distillation_set(self) -> DistillationSet:
         """The training examples and their copies with the dense model's answers."""
         if self._distillation_set is None:
+            dense, arguments = self.dense(), self.pruned_arguments
+            copies = {name: getattr(arguments, name) for name in ("augmented_copies", "word_dropout")}
+
+            def answer(examples: Examples) -> Tensor:
+                ask = partial(training.predict, dense, TrainingSet(examples), **self.evaluating)
+                return self.store.made_once("answers", self.key_fields | copies, lambda: ask().logits)
+
+            special = [self.data.vocabulary.index(token) for token in self.builder.special_tokens]
             self._distillation_set = distillation.distillation_set(
-                self.dense(),
-                self.data.task,
-                self.train_examples,
-                self.pruned_arguments,
-                special=[self.data.vocabulary.index(token) for token in self.builder.special_tokens],
-                seed=self.seed,
-                batch_size=self.settings.evaluation_batch_size,
-                device=self.accelerator.device,
+                self.data.task, self.train_examples, arguments, answer, special=special, seed=self.seed
             )
         return self._distillation_set
 
@@ -212,23 +179,21 @@ class Experiment:
         wanted = self.builder.teachers_of(method)
         if not wanted:
             return None
-        fields = {**self.key_fields, "teachers": {str(place): name for place, name in wanted.items()}}
-        stored = self.store.load("teachers", fields) if keep else None
-        if stored is not None:
-            offsets = {place: distillation.sequences_of(examples, place).offsets for place in wanted}
-            return {place: Ragged(stored["scores"][place], offsets[place]) for place in wanted}
         dense = self.dense()
-        scores = distillation.score_examples(
-            examples,
-            lambda batch: teachers.score(dense, batch, wanted, self.builder.teachers),
-            batch_size=self.settings.evaluation_batch_size,
-            device=self.accelerator.device,
-            quiet=not self.accelerator.is_main_process,
-        )
-        if keep:
-            flat = {place: rows.flat for place, rows in scores.items()}
-            self.store.keep("teachers", fields, {"scores": flat})
-        return scores
+
+        def scores() -> dict[Place, Tensor]:
+            found = distillation.score_examples(
+                examples,
+                lambda batch: teachers.score(dense, batch, wanted, self.builder.teachers),
+                **self.evaluating,
+                quiet=not self.accelerator.is_main_process,
+            )
+            return {place: rows.flat for place, rows in found.items()}
+
+        fields = {**self.key_fields, "teachers": {str(place): name for place, name in wanted.items()}}
+        flat = self.store.made_once("scores", fields, scores) if keep else scores()
+        offsets = {place: distillation.sequences_of(examples, place).offsets for place in wanted}
+        return {place: Ragged(flat[place], offsets[place]) for place in wanted}
 
 
 def methods_of(experiment: Experiment) -> list[Method]:
@@ -279,7 +244,7 @@ def _work_on(
     if (experiment, DENSE) in busy:
         busy.append(run)
         return
-    with claim(experiment, method, wait) as held:
+    with claim(experiment.key_fields_of(method), wait) as held:
         folder = experiment.folder_of(method)
         if not held:
             devices.say(f"{folder}: another process works on it")

@@ -1,6 +1,5 @@
 """Pictures of records: metric against tokens kept, and the curves of the loss."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from io import BytesIO
@@ -114,23 +113,18 @@ def write_search(path: Path, record: dict[str, Any]) -> None:
     _save(figure, path)
 
 
-def write_comparison(
-    path: Path, points: dict[tuple[str, str], tuple[float, float]], tasks: Sequence[str]
-) -> None:
-    """Metric against token-layers: a line for each method through its schedules, dense models as levels.
-    points: method and schedule ("" where there is only one) → share of the token-layers, metric."""
-    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for (method, schedule), (kept, value) in points.items():
-        name = method if schedule else re.sub(r" \d+", "", method)  # one line for all depths
-        lines[name].append((100 * kept, 100 * value))
+def write_comparison(path: Path, series: dict[str, list[tuple[float, float]]], tasks: Sequence[str]) -> None:
+    """Metric against FLOPs: series → share of the dense model's FLOPs and metric; dense models as levels."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
-    for i, (method, found) in enumerate(lines.items()):
-        if method.startswith(DENSE):
-            _level(axes, [found[0][1]], method, LINES.get(method, ":"))
+    for i, (name, points) in enumerate(series.items()):
+        x, y = (np.multiply(100, values) for values in zip(*sorted(points), strict=True))
+        if name.startswith(DENSE):
+            _level(axes, [y[0]], name, LINES.get(name, ":"))
         else:
-            marker = MARKERS[i % len(MARKERS)]
-            axes.plot(*zip(*sorted(found), strict=True), marker=marker, label=method)
-    axes.set(xlabel=KEPT, ylabel=f"metric × 100, dev, mean of {', '.join(tasks)}", xlim=(0, 105))
+            axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=name)
+    axes.set(
+        xlabel="FLOPs, % of dense", ylabel=f"metric × 100, dev, mean of {', '.join(tasks)}", xlim=(0, 105)
+    )
     axes.legend()
     _save(figure, path)
 

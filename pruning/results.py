@@ -11,9 +11,10 @@ from torch import Tensor
 from pruning import batches, devices, lstm, metrics, pages, plots, records, saved, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError
-from pruning.grid import Experiment, Method, Trained, claim, methods_of
+from pruning.grid import Experiment, Method, Trained, methods_of
 from pruning.methods import is_upper_bound
 from pruning.records import BAG_OF_WORDS, DENSE
+from pruning.store import claim
 from pruning.timing import Variant
 from pruning.training import TrainingSet
 
@@ -37,8 +38,7 @@ def evaluate(experiment: Experiment, trained: Trained) -> dict[str, Evaluation]:
 
 def evaluate_examples(experiment: Experiment, model: Any, data: TrainingSet) -> Evaluation:
     """A model's answers, their metrics, and the token-layers that they cost. Raises UserError for NaN."""
-    batch_size, device = experiment.settings.evaluation_batch_size, experiment.accelerator.device
-    logits, kept = training.predict(model, data, batch_size=batch_size, device=device)
+    logits, kept = training.predict(model, data, **experiment.evaluating)
     task = experiment.data.task
     if not logits.isfinite().all():
         raise UserError(f"{task.name}: the model's answers are no numbers; a lower learning rate may help")
@@ -215,7 +215,7 @@ def record_bag_of_words(experiment: Experiment) -> None:
     data, trained = experiment.data, Trained(BAG_OF_WORDS, None, [], time.time())
     if data.task.is_regression:
         return
-    with claim(experiment, BAG_OF_WORDS, wait=True):
+    with claim(experiment.key_fields_of(BAG_OF_WORDS), wait=True):
         if records.read(experiment.folder_of(BAG_OF_WORDS)) is not None:
             return
         answers = lstm.bag_of_words(data, experiment.train_examples).items()

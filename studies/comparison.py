@@ -1,44 +1,41 @@
-"""Which tokens may go? The rules of the field head to head, on one fine-tuned BERT.
+"""What does pruning cost? Lists of rates, removed tokens and depths on one fine-tuned BERT, each trained.
 
     cache/bert/<task>.pt, bert/  →  records/comparison/
 
-    frozen     every rule prunes the dense model by what it sees in the whole sentence (an oracle), and so
-               does a student of every rule; the dense model stays as it is
-    retrained  the model is trained with its pruner, by the recipe of RunBert4Glue.py. What that has to beat:
-               the dense model trained on for as long, attention that nobody trained (PoWER-BERT, LTP), [CLS]
-               alone from some layer on, fewer layers
+Each line of `lines` is one model, trained from the dense one by the recipe of RunBert4Glue.py. What it has to
+beat: the dense model trained on for as long, the BERT cut to fewer layers, the rules of other papers.
 
-Run it without parameters, after PrepareGlue4Bert.py: `python -m studies.comparison`. It takes a night on two
-cores, minutes on a GPU. It goes in pieces; finished ones are skipped, so it may be stopped at any time.
-Change what is between the two rulers below.
+Run it without parameters, after PrepareGlue4Bert.py: `python -m studies.comparison`. Each line of a task and
+seed takes minutes on a GPU, 5 to 25 minutes on a core. Finished ones are skipped, so it may be stopped at any
+time, and several processes may share the work. Change what is between the two rulers below.
 """
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from accelerate.utils import set_seed
-from pydantic import Field
 
-from pruning import bert, devices, plots, records, results, settings
-from pruning.errors import run_script
-from pruning.grid import Experiment
+from pruning import batches, bert, devices, flops, plots, records, results, settings
+from pruning.batches import Examples
+from pruning.errors import UserError, run_script
+from pruning.grid import Experiment, Method
+from pruning.records import DENSE
+from pruning.store import claim
 from pruning.tasks import GLUE
 from pruning.training import Curve, TrainingSet
-from studies import tables
-from studies.rules import frozen, with_settings
-from studies.tables import RECIPE, Record
+from studies import comparison_tables as tables
+from studies.comparison_tables import LONGER, Record
 
 # ----------------------------------------------------------------------------------------------
 # Settings. Those of a training may differ by task
 task_names = ["sst-2", "mrpc", "cola", "sts-b"]
 seeds = [0, 1, 2]
-training_rows = {"sst-2": 16_000, "mrpc": 3_301, "cola": 7_696, "sts-b": 5_174}  # the search uses the rest
-dense_epochs = {"sst-2": 2, "mrpc": 3, "cola": 3, "sts-b": 3}
-pruned_epochs = {"sst-2": 2, "mrpc": 4, "cola": 4, "sts-b": 4}
+training_rows = {"sst-2": 16_000, "mrpc": 3_301, "cola": 7_696, "sts-b": 5_174}
+held_out_rows = 1_000  # of the others, at most: settings are chosen by them
+dense_epochs = {"sst-2": 2, "other": 3}
+pruned_epochs = {"sst-2": 2, "other": 4}
 batch_size = 32
 learning_rate = 1e-4
 student_learning_rate = 1e-3
@@ -46,80 +43,137 @@ fusion_learning_rate = 1e-3
 distillation_share = 0.5
 ramp_share = 0.3
 dropout = 0.0
-augmented_copies = {"sst-2": 1, "mrpc": 3, "cola": 3, "sts-b": 3}
+augmented_copies = {"sst-2": 1, "other": 3}
 word_dropout = 0.15
-removed_tokens = "fused"
-layers = None  # all of the BERT's
+removed_tokens = "readable"
 evaluation_batch_size = 64
-
-# Frozen: where the dense model is pruned (stretched for another depth), and what students learn from
-frozen_schedules = {"46%": [0, 0.5, 0, 0.5, 0, 0], "34%": [0, 0.7, 0, 0.5, 0, 0]}
-student_rows = 2_000
-student_epochs = 5
-
-# Retrained
-pruning_schedule = "third"
-pruning_methods = [RECIPE, "gradient x input student", "column mean", "column mean threshold", "random"]
-recipe_schedules = ["half", "fifth"]  # at which the recipe is trained besides
-only_cls_from = [3, 2]  # layers from which on [CLS] is alone
-first_layers = [3, 2, 1]  # how many layers are left, of BERTs that are cut
 bootstrap_draws = 500
+
+# Budget → line → the settings that it changes, for a BERT of 12 layers. The first of a budget is the recipe
+lines = {
+    "half": {
+        "5 whole layers, then [CLS]": {
+            "pruning_schedule": [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+            "pruning_methods": ["head"],
+        },
+        "first 6 layers": {"layers": 6, "pruning_schedule": [0] * 6, "pruning_methods": ["head"]},
+    },
+    "third": {
+        "6 layers, half updated": {"layers": 6, "pruning_schedule": [0, 0.5, 0, 0, 0, 0]},
+        "3 whole layers, then [CLS]": {
+            "pruning_schedule": [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+            "pruning_methods": ["head"],
+        },
+        "first 4 layers": {"layers": 4, "pruning_schedule": [0] * 4, "pruning_methods": ["head"]},
+    },
+    "fifth": {
+        "5 layers, 40% updated": {"layers": 5, "pruning_schedule": [0, 0.6, 0, 0, 0]},
+        "2 whole layers, then [CLS]": {
+            "pruning_schedule": [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            "pruning_methods": ["head"],
+        },
+        "first 3 layers": {"layers": 3, "pruning_schedule": [0] * 3, "pruning_methods": ["head"]},
+    },
+}
+# What a line does not change. [CLS] alone needs no rule: "head" keeps it
+pruning_methods = ["ideal gradients student"]
+pruning_schedule = "third"
+layers = None
 # ----------------------------------------------------------------------------------------------
 
 STUDY = "comparison"
-LONGER = "dense, trained on"
-OF_FROZEN = {"frozen_schedules", "student_rows", "student_epochs", "student_learning_rate"}  # in its key
-Named = Literal["half", "third", "fifth"]
-# One training, or one table of rules: everything that decides its outcome, and what makes its record
-Piece = tuple[dict[str, Any], Callable[[], Record]]
 
 
 class Settings(settings.BertTraining, settings.GlueTasks):
-    """The block, for one task."""
+    """The block, for one task and line."""
 
-    frozen_schedules: dict[str, list[Annotated[float, Field(ge=0, lt=1)]]]
-    student_rows: settings.Count
-    student_epochs: settings.Count
-    pruning_schedule: Named
+    held_out_rows: settings.Whole
+    pruning_schedule: settings.Schedule
     pruning_methods: settings.BertMethods
-    recipe_schedules: list[Named]
-    only_cls_from: list[settings.Whole]
-    first_layers: list[settings.Count]
+    lines: dict[str, dict[str, dict[str, Any]]]
     bootstrap_draws: settings.Count
 
 
-def pieces_of(experiment: Experiment) -> list[Piece]:
-    """All that there is to do for one task and seed."""
-    chosen, fields, layers = experiment.settings, experiment.key_fields, range(experiment.builder.layers)
-    rates, training = chosen.pruning_schedule, asdict(experiment.pruned_arguments)
+class Piece(NamedTuple):
+    """One training."""
 
-    def piece(name: str, work: Callable[..., Record], *arguments: Any, **more: Any) -> Piece:
-        own = {"task": fields["task"], "method": name, "seed": fields["seed"], "dense": fields}
-        return own | more, partial(work, experiment, *arguments)
+    experiment: Experiment
+    method: Method  # of the grid, or LONGER
+    name: str
+    budget: str  # "" of dense models
 
-    pieces = [
-        piece("frozen", frozen, **chosen.model_dump(include=OF_FROZEN)),
-        (fields, lambda: trained(experiment, experiment.dense())),
-        piece(LONGER, longer, epochs=chosen.pruned_epochs),
-        *(retrained(experiment, method, method, rates) for method in chosen.pruning_methods),
-        retrained(experiment, f"{RECIPE}, removed tokens gone", RECIPE, rates, removed_tokens="gone"),
-        *(retrained(experiment, RECIPE, RECIPE, other) for other in chosen.recipe_schedules),
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Everything that decides its outcome."""
+        if self.method == LONGER:
+            own = {"method": LONGER, "epochs": self.experiment.settings.pruned_epochs}
+            return self.experiment.key_fields | own
+        return self.experiment.key_fields_of(self.method) | {"method": self.name}
+
+    @property
+    def record(self) -> Record | None:
+        return records.read(records.folder_of(STUDY, self.fields))
+
+
+def all_pieces() -> list[Piece]:
+    """All that there is to do: all tasks of the first seed first. Raises UserError for a setting that cannot
+    work."""
+    block = settings.Block.read(globals(), Settings)
+    pretrained = bert.Pretrained.read()
+    names = settings.task_names(task_names, GLUE, block.script)
+    pieces = [piece for name in names for piece in pieces_of(name, block, pretrained)]
+    return sorted(pieces, key=lambda piece: piece.experiment.seed)
+
+
+def pieces_of(task: str, block: settings.Block[Settings], pretrained: bert.Pretrained) -> list[Piece]:
+    """All that there is to do for one task. Raises UserError for a line that cannot work."""
+    [data] = bert.open_tasks(pretrained, [GLUE[task]])
+    accelerator = devices.pick_device(in_several_processes=False)
+
+    def piece(seed: int, name: str, budget: str, changed: dict[str, Any]) -> Piece:
+        if unknown := changed.keys() - Settings.model_fields:
+            raise UserError(f"lines in {block.script}, {name}: {min(unknown)} is no setting")
+        values: Any = replace(block, values=block.values | changed).for_task(task)
+        experiment = Experiment(
+            bert.Bert(pretrained, data, values, block.script), data, values, seed, accelerator
+        )
+        [method] = values.pruning_methods or [name]
+        return Piece(experiment, method, name, budget)
+
+    dense = {"pruning_methods": [], "pruning_schedule": [0] * pretrained.layers}
+    budgets = {"": {DENSE: dense, LONGER: dense}} | block.values["lines"]
+    return [
+        piece(seed, name, budget, changed)
+        for seed in block.for_task(task).seeds
+        for budget, by_name in budgets.items()
+        for name, changed in by_name.items()
     ]
-    for first in chosen.only_cls_from:
-        alone, name = [int(layer == first) for layer in layers], f"[CLS] from layer {first}"
-        pieces.append(retrained(experiment, name, "head", alone, removed_tokens="gone"))
-    for depth in chosen.first_layers:
-        pieces.append(piece(f"first {depth} layers", cut, depth, training=training))
-    return pieces
 
 
-def finished(experiment: Experiment, fields: dict[str, Any], work: Callable[[], Record]) -> Record:
-    """A piece's record: read, or made and written."""
-    folder = records.folder_of(STUDY, fields)
-    record = records.read(folder)
-    if record is not None:
-        return record
-    started, content, accelerator = time.time(), work(), experiment.accelerator
+# --- A training --------------------------------------------------------------------------------
+
+
+def finish(piece: Piece) -> None:
+    """Trains a model and writes its record, unless that is there, or another process works on it."""
+    experiment = piece.experiment
+    with claim(piece.fields | {"study": STUDY}, wait=False) as held:
+        if not held or piece.record is not None:
+            return
+        started = time.time()
+        model, curve = train(piece)
+        content = judged(experiment, model)
+        seconds = experiment.store.seconds | {"training": experiment.training_seconds}
+        if piece.name == DENSE:
+            seconds = {"training": seconds[DENSE]}
+        content |= {"schedule": piece.budget, "processor_seconds": seconds, "loss_curve": curve}
+        write(STUDY, experiment, piece.fields, started, content)
+
+
+def write(
+    study: str, experiment: Experiment, fields: dict[str, Any], started: float, content: Record
+) -> Record:
+    """Writes a record, says so, and returns it. started: in seconds since the epoch."""
+    accelerator = experiment.accelerator
     device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)
     record = {
         **{name: fields[name] for name in ("task", "method", "seed")},
@@ -129,103 +183,91 @@ def finished(experiment: Experiment, fields: dict[str, Any], work: Callable[[], 
         **records.header(device, precision, time.time() - started, experiment.settings.model_dump()),
         **content,
     }
+    folder = records.folder_of(study, fields)
     records.write(folder / records.RECORD, record)
     print(f"{folder}: {record['wall_seconds']:.0f} seconds", flush=True)
     return record
 
 
-# --- Models ------------------------------------------------------------------------------------
-
-
-def retrained(
-    experiment: Experiment, name: str, method: str, schedule: str | list[int], **changed: str
-) -> Piece:
-    """The model trained with its pruner. `name`: of the piece; `changed`: settings."""
-    pruned = partial(with_settings, experiment, pruning_schedule=schedule, **changed)
-
-    def work() -> Record:
-        experiment.distillation_set()  # made before `pruned` copies the experiment: all pieces share it
-        model, curve = pruned().train_pruned(method)
-        return trained(experiment, model, curve, schedule if isinstance(schedule, str) else "")
-
-    return pruned().key_fields_of(method) | {"method": name}, work
-
-
-def longer(experiment: Experiment) -> Record:
-    """The dense model, trained for a pruned model's epochs more, otherwise as it was."""
+def train(piece: Piece) -> tuple[Any, Curve]:
+    """The model of a line and the curve of its loss."""
+    experiment = piece.experiment
+    if piece.name == DENSE:
+        return experiment.dense(), []  # other lines and studies may have trained it
+    if piece.method != LONGER:
+        return experiment.train_pruned(piece.method)
     model, data = copy.deepcopy(experiment.dense()), TrainingSet(experiment.train_examples)
     arguments = replace(experiment.dense_arguments, epochs=experiment.settings.pruned_epochs)
     set_seed(experiment.seed)
-    return trained(experiment, model, experiment.fit(model, data, arguments, LONGER))
+    return model, experiment.fit(model, data, arguments, LONGER)
 
 
-def cut(experiment: Experiment, depth: int) -> Record:
-    """The first layers of the dense model, trained on as a pruned model is."""
-    builder: Any = with_settings(experiment, layers=depth, pruning_schedule=[0] * depth).builder
-    set_seed(experiment.seed)
-    model = builder.build("head", experiment.seed, experiment.dense().state_dict())
-    data = experiment.distillation_set().with_scores(None)
-    curve = experiment.fit(model, data, experiment.pruned_arguments, f"first {depth} layers")
-    return trained(experiment, model, curve)
+def judged(experiment: Experiment, model: Any) -> Record:
+    """What is recorded of a model: metrics (0 where one is undefined) on held-out rows and on the dev set; of
+    the dev set predictions (to two digits) and the shares of the dense model's token-layers and FLOPs."""
+    used, most = len(experiment.train_examples), experiment.settings.held_out_rows
+    held_out = batches.held_out(experiment.data.splits["train"], used, most)
 
+    def answers(examples: Examples) -> Record:
+        found = results.evaluate_examples(experiment, model, TrainingSet(examples))
+        return found | {"metrics": {name: value or 0.0 for name, value in found["metrics"].items()}}
 
-def trained(experiment: Experiment, model: Any, curve: Curve | None = None, schedule: str = "") -> Record:
-    """What is recorded of a model: its schedule's name, metrics (0 where one is undefined) and predictions
-    (to two digits) on the dev set, the share of the token-layers that it keeps, the curve of its loss."""
-    found = results.evaluate_examples(experiment, model, TrainingSet(experiment.data.splits["dev"]))
-    digits = [round(value, 2) for value in found["predictions"]]
-    dev = {
-        "metrics": {name: value or 0.0 for name, value in found["metrics"].items()},
-        "token_layers_kept": found["token_layers_kept"],
-        "predictions": [int(value) if value == int(value) else value for value in digits],
+    dev = answers(experiment.data.splits["dev"])
+    digits = [round(value, 2) for value in dev["predictions"]]
+    content = {
+        "dev": {name: dev[name] for name in ("metrics", "metrics_by_length", "token_layers_kept")}
+        | {"flops_kept": counted(experiment, model) / counted(experiment, experiment.dense())}
+        | {"predictions": [int(value) if value == int(value) else value for value in digits]}
     }
-    return {"schedule": schedule, "dev": dev, "loss_curve": curve or []}
+    if len(held_out):
+        content["held_out"] = {"examples": len(held_out), "metrics": answers(held_out)["metrics"]}
+    return content
+
+
+def counted(experiment: Experiment, model: Any) -> int:
+    """FLOPs of the dev set, as executed."""
+    examples, size = experiment.data.splits["dev"], experiment.settings.evaluation_batch_size
+    groups = batches.sorted_batches(examples.lengths, size)
+    return sum(flops.pruned_bert(model, examples.batch(rows)) for rows in groups)
 
 
 # --- A run -------------------------------------------------------------------------------------
 
 
-def report(all_records: list[Record], labels: dict[str, list[float]], draws: int) -> None:
+def report(found: list[Record], labels: dict[str, list[float]]) -> None:
     """Prints and writes the tables, and writes the picture and the study as it is published.
 
     Args:
         labels: of each task's dev set.
     """
-    rules, models = ([r for r in all_records if kind in r] for kind in ("oracles", "dev"))
-    intervals = tables.intervals(models, labels, draws)
-    parts = {name: tables.rules_table(rules, name) for name in rules[0]["oracles"]}
-    parts |= {"retrained": tables.comparison_table(models, intervals)}
-    parts |= {"against each other": tables.pairs_table(models, intervals)}
+    recipe = {budget: next(iter(by_name)) for budget, by_name in lines.items()}
+    intervals = tables.intervals(found, labels, recipe, bootstrap_draws)
+    parts = {
+        "lines": tables.comparison_table(found, intervals),
+        "against each other": tables.pairs_table(found, intervals),
+        "what was asked": tables.asked_table(found, recipe),
+        "by length": tables.lengths_table(found),
+        "processor seconds": tables.costs_table(found),
+    }
     text = "\n\n".join(f"{name}\n\n{records.markdown(*table)}" for name, table in parts.items())
     folder = records.RECORDS / STUDY
-    study = {"study": STUDY, "command": f"python -m studies.{STUDY}", "records": all_records}
+    study = {"study": STUDY, "command": f"python -m studies.{STUDY}", "recipe": recipe, "records": found}
     records.write(folder / f"{STUDY}.json", study | {"intervals": intervals})
     records.write_text(folder / "tables.md", text + "\n")
-    points = {
-        line: (tables.mean_of(answers, tables.kept_of), tables.mean_of(answers))
-        for line, answers in tables.lines_of(models).items()
-    }
-    plots.write_comparison(folder / f"{STUDY}.png", points, list(labels))
+    plots.write_comparison(folder / f"{STUDY}.png", tables.series_of(found, recipe), list(labels))
     print(f"\n{text}\n\nMetrics × 100, mean ± standard deviation over seeds. Records: {folder}")
 
 
 def main() -> None:
-    accelerator = devices.pick_device(in_several_processes=False)
-    block = settings.Block.read(globals(), Settings)
-    names = settings.task_names(task_names, GLUE, block.script)
-    chosen = {name: block.for_task(name) for name in names}
-    pretrained = bert.Pretrained.read()
-    experiments = []
-    for data in bert.open_tasks(pretrained, [GLUE[name] for name in names]):
-        values: Any = chosen[data.task.name]
-        builder = bert.Bert(pretrained, data, values, block.script)
-        experiments += [Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
-    all_records = []
-    for experiment in sorted(experiments, key=lambda e: e.seed):  # all tasks of the first seed first
-        all_records += [finished(experiment, *piece) for piece in pieces_of(experiment)]
-        experiment.forget()
-    labels = {e.data.task.name: e.data.splits["dev"].labels.tolist() for e in experiments}
-    report(all_records, labels, bootstrap_draws)
+    pieces = all_pieces()
+    for piece in pieces:
+        finish(piece)
+        piece.experiment.forget()
+    found = [record for record in (piece.record for piece in pieces) if record is not None]
+    if len(found) < len(pieces):
+        print(f"{len(pieces) - len(found)} lines are left to another process that works on them")
+    labels = {p.experiment.data.task.name: p.experiment.data.splits["dev"].labels.tolist() for p in pieces}
+    report(found, labels)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,64 @@
-"""The rules of the field on a frozen dense model: nothing is trained but students. A part of the comparison.
+"""Which tokens may go? The rules of the field on one frozen dense model: nothing is trained but students.
+
+    cache/bert/<task>.pt, bert/  →  records/rules/
 
 An oracle prunes by what a teacher sees in the whole sentence, in a full pass of the dense model. Its student
 sees one state at a time, and learned the rule from some training sentences.
+
+Run it without parameters, after PrepareGlue4Bert.py: `python -m studies.rules`. The tasks, seeds and dense
+models are those of comparison.py. Each takes 2 to 6 minutes on a core; finished ones are skipped. Change what
+is between the two rulers below.
 """
 
-import copy
-from typing import Any
+import time
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import set_seed
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from pruning import batches, distillation, results, schedules
+from pruning import batches, bert, distillation, records, results, schedules, settings
 from pruning.batches import Ragged
-from pruning.bert import Bert
+from pruning.errors import run_script
 from pruning.grid import Experiment
 from pruning.losses import ranking_loss
 from pruning.pruners import PrunerConfig, StudentPruner
 from pruning.selection import Tokens
 from pruning.teachers import BERT_TEACHERS, Place, scores_of
 from pruning.training import TrainingSet
-from studies.tables import RECIPE, Record, metric_of
+from studies import comparison
+from studies.comparison_tables import DENSE, Record, metric_of
+from studies.tables import RECIPE, rules_table
 
+# ----------------------------------------------------------------------------------------------
+# Settings
+frozen_schedules = {
+    "46%": [0, 0.5, 0, 0.5, 0, 0],
+    "34%": [0, 0.7, 0, 0.5, 0, 0],
+}  # stretched for other depths
+removed_tokens = "gone"
+student_rows = 2_000
+student_epochs = 5
+# ----------------------------------------------------------------------------------------------
+
+STUDY = "rules"
 FREE = ("random", "head", "tail", "frequency")  # rules that need no model
 ORACLE = "ideal gradients"  # any teacher: its pruner takes what scores it is given
 
 
-def with_settings(experiment: Experiment, **changed: Any) -> Experiment:
-    """An experiment on the same dense model, whose pruned BERTs have other settings."""
-    builder: Any = experiment.builder
-    values: Any = experiment.settings.model_copy(update=changed)
-    other = copy.copy(experiment)
-    other.builder = Bert(builder.pretrained, experiment.data, values, "comparison.py")
-    return other
+class Settings(BaseModel):
+    """The block."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    frozen_schedules: dict[str, list[Annotated[float, Field(ge=0, lt=1)]]]
+    removed_tokens: Literal["fused", "gone"]
+    student_rows: settings.Count
+    student_epochs: settings.Count
 
 
-def frozen(experiment: Experiment) -> Record:
+def frozen(experiment: Experiment, chosen: Settings) -> Record:
     """Every rule, as an oracle and as a student.
 
     Returns:
@@ -44,12 +66,15 @@ def frozen(experiment: Experiment) -> Record:
         dense: the dense model's metric.
     """
     depth, dense, dev = experiment.builder.layers, experiment.dense(), experiment.data.splits["dev"]
-    rates = {n: schedules.stretched(each, depth) for n, each in experiment.settings.frozen_schedules.items()}
+    rates = {name: schedules.stretched(each, depth) for name, each in chosen.frozen_schedules.items()}
     layers = [layer for layer in range(depth) if any(schedule[layer] for schedule in rates.values())]
-    pruned = with_settings(experiment, pruning_schedule=[0.5 * (layer in layers) for layer in range(depth)])
-    scores, students = oracle_scores(experiment, layers), train_students(experiment, layers)
-    state, seed = dense.state_dict(), experiment.seed
-    models: Any = {method: pruned.builder.build(method, seed, state) for method in (*FREE, ORACLE, RECIPE)}
+    own = {"pruning_schedule": [0.5 * (layer in layers) for layer in range(depth)]}
+    values: Any = experiment.settings.model_copy(update=own | {"removed_tokens": chosen.removed_tokens})
+    builder, state = experiment.builder, dense.state_dict()
+    assert isinstance(builder, bert.Bert)
+    pruned = bert.Bert(builder.pretrained, experiment.data, values, "rules.py")
+    scores, students = oracle_scores(experiment, layers), train_students(experiment, layers, chosen)
+    models: Any = {rule: pruned.build(rule, experiment.seed, state) for rule in (*FREE, ORACLE, RECIPE)}
 
     def evaluate(method: str, schedule: list[float], seen: dict[Place, Ragged] | None = None) -> Record:
         models[method].set_schedule(schedule)
@@ -78,17 +103,18 @@ def oracle_scores(experiment: Experiment, layers: list[int]) -> dict[str, dict[P
         by_rule = scores_of(dense, batch, BERT_TEACHERS, layers, BERT_TEACHERS)
         return {(rule, layer): part for rule, parts in by_rule.items() for layer, part in parts.items()}
 
-    size, device = experiment.settings.evaluation_batch_size, experiment.accelerator.device
-    seen = distillation.score_examples(examples, score, batch_size=size, device=device)
+    seen = distillation.score_examples(examples, score, **experiment.evaluating)
     return {rule: {layer: seen[rule, layer] for layer in layers} for rule in BERT_TEACHERS}
 
 
-def train_students(experiment: Experiment, layers: list[int]) -> dict[str, dict[int, StudentPruner]]:
+def train_students(
+    experiment: Experiment, layers: list[int], chosen: Settings
+) -> dict[str, dict[int, StudentPruner]]:
     """Rule → layer → student. They learn side by side, from one pass of the dense model."""
-    dense, device, chosen = experiment.dense(), experiment.accelerator.device, experiment.settings
+    dense, device, size = experiment.dense(), experiment.accelerator.device, experiment.settings.batch_size
     examples = batches.subset(experiment.train_examples, chosen.student_rows)
     passed = []
-    for rows in tqdm(batches.shuffled_batches(examples.lengths, chosen.batch_size, experiment.seed)):
+    for rows in tqdm(batches.shuffled_batches(examples.lengths, size, experiment.seed)):
         batch = batches.to_device(examples.batch(rows), device)
         with torch.no_grad():
             states = dense(**batch, output_hidden_states=True).hidden_states
@@ -101,7 +127,7 @@ def train_students(experiment: Experiment, layers: list[int]) -> dict[str, dict[
     configs = {layer: PrunerConfig(layer, **sizes) for layer in layers}
     students = {rule: {i: StudentPruner(c).to(device) for i, c in configs.items()} for rule in BERT_TEACHERS}
     parameters = [p for by_layer in students.values() for s in by_layer.values() for p in s.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=chosen.student_learning_rate)
+    optimizer = torch.optim.AdamW(parameters, lr=experiment.settings.student_learning_rate)
     steps = chosen.student_epochs * len(passed)
     falling = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     for step in tqdm(range(steps), desc="students"):
@@ -118,3 +144,31 @@ def train_students(experiment: Experiment, layers: list[int]) -> dict[str, dict[
         optimizer.step()
         falling.step()
     return students
+
+
+def main() -> None:
+    block = settings.Block.read(globals(), Settings)
+    chosen = Settings(**block.values)
+    found = []
+    for piece in comparison.all_pieces():
+        if piece.name != DENSE:
+            continue
+        fields = piece.fields | {"method": STUDY} | block.values
+        folder, started = records.folder_of(STUDY, fields), time.time()
+        record = records.read(folder)
+        if record is None:
+            content = frozen(piece.experiment, chosen)
+            record = comparison.write(STUDY, piece.experiment, fields, started, content)
+            piece.experiment.forget()
+        found.append(record)
+    parts = {name: records.markdown(*rules_table(found, name)) for name in chosen.frozen_schedules}
+    text = "\n\n".join(f"{name}\n\n{table}" for name, table in parts.items())
+    folder = records.RECORDS / STUDY
+    study = {"study": STUDY, "command": f"python -m studies.{STUDY}", "records": found}
+    records.write(folder / f"{STUDY}.json", study)
+    records.write_text(folder / "tables.md", text + "\n")
+    print(f"\n{text}\n\nMetrics × 100, mean ± standard deviation over seeds. Records: {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -13,7 +13,7 @@ from pruning import batches, bert, devices, results, schedules, timing
 from pruning.batches import Examples
 from pruning.grid import Experiment
 from pruning.training import TrainingSet, state_on_cpu
-from studies.tables import metric_of
+from studies.comparison_tables import metric_of
 
 Schedule = tuple[float, ...]
 STOCK = "dense, stock"
@@ -24,13 +24,13 @@ def trained(experiment: Experiment) -> Any:
     training it."""
     chosen, builder, seed = experiment.settings, experiment.builder, experiment.seed
     fields = {**experiment.key_fields_of(chosen.pruning_method), "kept_shares": chosen.kept_shares}
-    saved = experiment.store.load("models", fields)
-    if saved is not None:
-        model = builder.build(chosen.pruning_method, seed, saved["state"])
+    state = experiment.store.load("supernets", fields)
+    if state is not None:
+        model = builder.build(chosen.pruning_method, seed, state)
         return model.to(experiment.accelerator.device).eval()
     rates_at = schedules.at_random(builder.depth, chosen.kept_shares, chosen.ramp_share, seed)
     model, _ = experiment.train_pruned(chosen.pruning_method, rates_at)
-    experiment.store.keep("models", fields, {"state": state_on_cpu(model)})
+    experiment.store.keep("supernets", fields, state_on_cpu(model), experiment.training_seconds)
     return model
 
 

@@ -13,18 +13,28 @@ study into rows are pure, and the studies print their own tables with them. A pu
 import functools
 import json
 import re
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from operator import itemgetter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pruning.metrics import paired_differences
-from pruning.records import HEADER, markdown, mean_sd, summary_rows
-from pruning.tasks import GLUE
+from pruning.records import HEADER, markdown, summary_rows
+from studies.comparison_tables import (
+    DENSE,
+    Answers,
+    Record,
+    Table,
+    better_dense,
+    by_task,
+    cells_by_task,
+    comparison_table,
+    in_common,
+    kept_of,
+    lines_of,
+    mean_of,
+    name_of,
+    percent,
+)
 from studies.engine_tables import cell_of, clock_table, trained_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,182 +42,12 @@ PUBLISHED = ROOT / "records" / "published"
 PAGES = [ROOT / "README.md", ROOT / "studies" / "ACCURACY.md", ROOT / "studies" / "SPEED.md"]
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-Record = dict[str, Any]
-Table = tuple[list[str], list[list[str]]]  # header, rows
 Text = Callable[[Record, Record], str]  # what is said of a cell of the benchmark and one of its rows
-Line = tuple[str, str]  # a method and the name of its schedule, "" where there is none
-Answers = dict[tuple[str, int], Any]  # task, seed → what is known there; of a trained model `dev`
 
-DENSE = "dense"
 RECIPE = "ideal gradients student"  # the method that the others are compared with
-# The recipe's schedule → how far below the better dense model it was to stay, and the tasks left out of that.
-ASKED = {"half": (0.005, ()), "third": (0.01, ()), "fifth": (0.025, ("cola",))}
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-# --- Comparison of trained pruners -------------------------------------------------------------
-
-
-def name_of(line: Line) -> str:
-    """Method and schedule, or the method alone."""
-    return ", ".join(filter(None, line))
-
-
-def lines_of(records: Iterable[Record]) -> dict[Line, Answers]:
-    """The trained models, without those that still lack a task that the dense model has."""
-    found: dict[Line, Answers] = defaultdict(dict)
-    for record in records:
-        if "dev" in record:
-            found[record["method"], record["schedule"]][record["task"], record["seed"]] = record["dev"]
-    tasks = {line: {task for task, _ in answers} for line, answers in found.items()}
-    return {line: answers for line, answers in found.items() if tasks[line] == tasks[DENSE, ""]}
-
-
-def metric_of(judgement: Record) -> float:
-    """The task's metric, which is the first one; a fraction."""
-    return next(iter(judgement["metrics"].values()))
-
-
-def kept_of(judgement: Record) -> float:
-    return judgement["token_layers_kept"]
-
-
-def by_task(answers: Answers, value: Callable[[Any], Any] = metric_of) -> dict[str, list[Any]]:
-    """Task → the value of each seed."""
-    found: dict[str, list[Any]] = defaultdict(list)
-    for (task, _), answer in answers.items():
-        found[task].append(value(answer))
-    return found
-
-
-def mean_of(answers: Answers, value: Callable[[Any], float] = metric_of) -> float:
-    """The mean over the tasks of the mean over the seeds."""
-    return statistics.mean(map(statistics.mean, by_task(answers, value).values()))
-
-
-def cells_by_task(answers: Answers, value: Callable[[Any], float] = metric_of) -> list[str]:
-    """A cell for each task, and the mean over the tasks; × 100."""
-    values = by_task(answers, value).values()
-    return [*(mean_sd(of_seeds, 100) for of_seeds in values), percent(mean_of(answers, value))]
-
-
-def better_dense(lines: dict[Line, Answers]) -> Line:
-    """Of the dense model and the dense model trained on, the one with the higher mean."""
-    return max((line for line in lines if line[0].startswith(DENSE)), key=lambda line: mean_of(lines[line]))
-
-
-def in_common(ours: Answers, theirs: Answers, without: Iterable[str] = ()) -> tuple[Answers, Answers]:
-    """Both, with the seeds that both have of each task."""
-    shared = [place for place in ours if place in theirs and place[0] not in without]
-    return {place: ours[place] for place in shared}, {place: theirs[place] for place in shared}
-
-
-def change(ours: Answers, theirs: Answers, without: Iterable[str] = ()) -> float:
-    """Our mean less theirs, over the seeds that both have."""
-    ours, theirs = in_common(ours, theirs, without)
-    return mean_of(ours) - mean_of(theirs)
-
-
-def pairs_of(lines: dict[Line, Answers]) -> list[tuple[Line, Line]]:
-    """What is compared: every line with the better dense model; the recipe's lines with the dense model; and
-    with every other line the recipe's that keeps about as many token-layers."""
-    best = better_dense(lines)
-    recipe = [line for line in lines if line[0] == RECIPE]
-    others = [line for line in lines if line[0] != RECIPE and not line[0].startswith(DENSE)]
-    kept = {line: mean_of(answers, kept_of) for line, answers in lines.items()}
-    pairs = [(line, best) for line in lines if line != best] + [(line, (DENSE, "")) for line in recipe]
-    if recipe:
-        pairs += [(min(recipe, key=lambda r: abs(kept[r] - kept[line])), line) for line in others]
-    return list(dict.fromkeys(pairs))
-
-
-def intervals(records: list[Record], labels: dict[str, list[float]], draws: int = 500) -> list[Record]:
-    """What the lines of `pairs_of` differ by, with 95% intervals over examples and seeds.
-
-    Args:
-        records: of the comparison; each with task, method, schedule (its name, or ""), seed and dev (metrics,
-            token_layers_kept, predictions). Those without dev do not count.
-        labels: of each task's dev set.
-        draws: of the paired bootstrap (`metrics.paired_differences`).
-
-    Returns:
-        For each pair: line and against (as `name_of` writes them), seeds (those that both have), change (of
-        the mean over the tasks), low and high (of its interval). Fractions, not percent.
-    """
-    lines, found = lines_of(records), []
-    for line, against in pairs_of(lines):
-        both = in_common(lines[line], lines[against])
-        ours, theirs = (by_task(answers, itemgetter("predictions")) for answers in both)
-        differences = []
-        for task in ours:
-            pairs = list(zip(ours[task], theirs[task], strict=True))
-            differences.append(paired_differences(GLUE[task], labels[task], pairs, draws))
-        low, high = np.percentile(np.mean(differences, axis=0), [2.5, 97.5])
-        names = {"line": name_of(line), "against": name_of(against)}
-        seeds = sorted({seed for _, seed in both[0]})
-        found.append(
-            names | {"seeds": seeds, "change": change(*both), "low": float(low), "high": float(high)}
-        )
-    return found
-
-
-def interval_text(interval: Record) -> str:
-    middle, low, high = (f"{100 * interval[name]:+.1f}" for name in ("change", "low", "high"))
-    return f"{middle} ({low} to {high})"
-
-
-def kept_text(answers: Answers) -> str:
-    """The share of the token-layers that was kept; in brackets the least and the most of a task."""
-    ends = [f"{share:.0%}" for share in sorted(map(statistics.mean, by_task(answers, kept_of).values()))]
-    spread = "" if ends[0] == ends[-1] else f" ({ends[0]} to {ends[-1]})"
-    return f"{mean_of(answers, kept_of):.0%}{spread}"
-
-
-def comparison_table(records: list[Record], found: list[Record]) -> Table:
-    """One row for each trained model, most token-layers first.
-
-    Args:
-        found: what `intervals` returned for these records.
-    """
-    lines = lines_of(records)
-    best = better_dense(lines)
-    changes = {i["line"]: interval_text(i) for i in found if i["against"] == name_of(best)}
-
-    def rank(line: Line) -> tuple[float, float]:
-        return -round(mean_of(lines[line], kept_of), 2), -mean_of(lines[line])
-
-    rows = []
-    for line in sorted(lines, key=rank):
-        answers = lines[line]
-        what = [*line, str(max(map(len, by_task(answers).values()))), kept_text(answers)]
-        rows.append([*what, *cells_by_task(answers), changes.get(name_of(line), "")])
-    tasks = [f"{task} {GLUE[task].metrics[0]}" for task in by_task(lines[best])]
-    header = ["method", "schedule", "seeds", "token-layers", *tasks, "mean"]
-    return [*header, f"against “{name_of(best)}”"], rows
-
-
-def pairs_table(records: list[Record], found: list[Record]) -> Table:
-    """The other pairs of `intervals`: the recipe against dense, and against what keeps about as much."""
-    best = name_of(better_dense(lines_of(records)))
-    rows = [
-        [i["line"], i["against"], ", ".join(map(str, i["seeds"])), interval_text(i)]
-        for i in found
-        if i["against"] != best
-    ]
-    return ["line", "against", "seeds of both", "change of the mean"], rows
-
-
-def asked_table(records: list[Record]) -> Table:
-    """How far the recipe was to stay below the better dense model, and how far below it is."""
-    lines, rows = lines_of(records), []
-    for schedule, (most, without) in ASKED.items():
-        lost = -change(lines[RECIPE, schedule], lines[better_dense(lines)], without)
-        what = ", ".join([schedule, *(f"without {task}" for task in without)])
-        rows.append([what, percent(most), percent(lost), "yes" if lost <= most else "no"])
-    return ["schedule", "points lost, at most", "points lost", "reached"], rows
+# --- Rules on a frozen model -------------------------------------------------------------------
 
 
 def rules_table(records: list[Record], schedule: str) -> Table:
@@ -397,8 +237,8 @@ def headline_table(trained: list[Record], agnews: list[Record], benchmark: list[
 # --- Pages -------------------------------------------------------------------------------------
 
 SOURCES: dict[str, tuple[str, Callable[[Record], bool]]] = {  # a study, and which of its records
-    "trained": ("comparison", lambda record: "dev" in record),
-    "frozen": ("comparison", lambda record: "oracles" in record),
+    "six layers": ("six-layers", bool),
+    "rules": ("rules", bool),
     "search": ("search", bool),
     "benchmark": ("benchmark", bool),
     "engines": ("engines", bool),
@@ -413,8 +253,8 @@ def published(study: str) -> Record:
     return json.loads((PUBLISHED / f"{study}.json").read_text(encoding="utf-8"))
 
 
-def compared(table: Callable[[list[Record], list[Record]], Table]) -> Callable[[list[Record]], Table]:
-    return lambda records: table(records, published("comparison")["intervals"])
+def compared(study: str) -> Callable[[list[Record]], Table]:
+    return lambda records: comparison_table(records, published(study)["intervals"])
 
 
 def timed(kind: str, heading: str, text: Text = against_baseline) -> Callable[[list[Record]], Table]:
@@ -435,12 +275,10 @@ def is_dense_or_of_student(variant: str) -> bool:
 
 # What makes each table, and its sources
 TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
-    "headline": (headline_table, ["trained", "agnews", "benchmark"]),
-    "comparison": (compared(comparison_table), ["trained"]),
-    "pairs": (compared(pairs_table), ["trained"]),
-    "asked": (asked_table, ["trained"]),
-    "rules": (lambda records: rules_table(records, "46%"), ["frozen"]),
-    "rules-harder": (lambda records: rules_table(records, "34%"), ["frozen"]),
+    "headline": (headline_table, ["six layers", "agnews", "benchmark"]),
+    "six-layers": (compared("six-layers"), ["six layers"]),
+    "rules": (lambda records: rules_table(records, "46%"), ["rules"]),
+    "rules-harder": (lambda records: rules_table(records, "34%"), ["rules"]),
     "search-sentences": (lambda records: search_table(records[0]), ["search"]),
     "search-pairs": (lambda records: search_table(records[1]), ["search"]),
     "search-pairs-fused": (lambda records: search_table(records[2]), ["search"]),

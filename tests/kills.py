@@ -39,7 +39,7 @@ RUNNERS = {
     "LSTM": ("RunLstm4Glue", LSTM | {"task_names": ["sst-2"]}),
 }
 OF_THE_CLOCK = ("summary.md", records.PAGE, saved.CARD)  # they tell of speed
-KEPT = ("models", "teachers")  # in cache/<model>/, by a runner
+KEPT = ("dense", "answers", "scores")  # in cache/<model>/, by a runner
 STOPPED = "\nStopped. What is finished is kept: start the script again to go on.\n"
 
 

@@ -1,78 +1,74 @@
-"""The comparison, run whole on the tiny world."""
+"""The comparison and the rules, run whole on the tiny world."""
 
 import json
 import re
 
 import pytest
+from conftest import ROOT
 
 import PrepareGlue4Bert
 from pruning import records
+from pruning.errors import UserError
 from pruning.teachers import BERT_TEACHERS
-from studies import comparison, tables
+from studies import comparison, rules
+from studies import comparison_tables as tables
 
 SETTINGS = {
     "task_names": ["sst-2", "sts-b"],
     "seeds": [0],
     "training_rows": 16,
+    "held_out_rows": 6,
     "dense_epochs": 1,
     "pruned_epochs": 1,
     "batch_size": 8,
-    "frozen_schedules": {"a": [0, 0.5, 0], "b": [0, 0.5, 0.5]},
-    "student_rows": 16,
-    "student_epochs": 1,
-    "pruning_methods": ["ideal gradients student", "column mean threshold"],
-    "recipe_schedules": ["half"],
-    "only_cls_from": [2],
-    "first_layers": [1],
+    "lines": {
+        "half": {"1 whole layer, then [CLS]": {"pruning_schedule": [0, 1, 0], "pruning_methods": ["head"]}},
+        "third": {
+            "2 layers, half updated": {"layers": 2, "pruning_schedule": [0, 0.5]},
+            "random": {"pruning_schedule": [0, 0.5, 0], "pruning_methods": ["random"]},
+            "first 1 layers": {"layers": 1, "pruning_schedule": [0], "pruning_methods": ["head"]},
+        },
+    },
     "bootstrap_draws": 20,
 }
-PIECES = {
-    "frozen",
-    "dense",
-    "dense, trained on",
-    "ideal gradients student",  # at a third and at half
-    "column mean threshold",
-    "ideal gradients student, removed tokens gone",
-    "[CLS] from layer 2",
-    "first 1 layers",
-}
+LINES = {"dense", "dense, trained on", *(name for lines in SETTINGS["lines"].values() for name in lines)}
 FREE = {"random", "head", "tail", "frequency"}
 
 
 @pytest.fixture
 def compare(full_world, monkeypatch):
-    """main() of the comparison, with small settings and whatever else is given."""
+    """main() of a study, with small settings and whatever else is given."""
     PrepareGlue4Bert.main()
 
-    def main(**changes):
+    def main(study=comparison, **changes):
         for name, value in (SETTINGS | changes).items():
             monkeypatch.setattr(comparison, name, value)
-        comparison.main()
+        study.main()
 
     return main
 
 
-def test_models_are_compared_in_pieces_that_resume(compare, full_world):
+def test_lines_are_trained_in_pieces_that_resume(compare, full_world):
     compare(task_names=["sst-2"], seeds=[0, 1], bootstrap_draws=2)
     folder = full_world / "records/comparison"
     paths = sorted(folder.glob("*/*/record.json"))
     found = records.read_all("comparison")
-    assert len(paths) == len(found) == 2 * (len(PIECES) + 1)
-    assert {record["method"] for record in found} == PIECES
+    assert len(paths) == len(found) == 2 * len(LINES)
+    assert {record["method"] for record in found} == LINES
     for record in found:
-        if record["method"] == "frozen":
-            assert set(record["oracles"]["a"]) == FREE | set(BERT_TEACHERS)
-            assert set(record["students"]["b"]) == set(BERT_TEACHERS)
-            assert record["token_layers_kept"]["b"] < record["token_layers_kept"]["a"] < 1
-        else:
-            assert len(record["dev"]["predictions"]) == 12
-    kept = {(r["method"], r["schedule"]): r["dev"]["token_layers_kept"] for r in found if "dev" in r}
-    assert kept["dense", ""] == kept["dense, trained on", ""] == 1
-    assert kept["first 1 layers", ""] == pytest.approx(1 / 3)
-    assert 2 / 3 < kept["[CLS] from layer 2", ""] < 0.75  # of the last layer one token
-    assert kept["ideal gradients student", "third"] < kept["ideal gradients student", "half"] < 1
-    gone = kept["ideal gradients student, removed tokens gone", "third"]
-    assert gone == kept["ideal gradients student", "third"]
+        assert len(record["dev"]["predictions"]) == 12 and len(record["dev"]["metrics_by_length"]) == 5
+        assert record["held_out"]["examples"] == 6 and "accuracy" in record["held_out"]["metrics"]
+        expected = {"dense": {"training"}, "dense, trained on": {"dense", "training"}}
+        seconds = expected.get(record["method"], {"dense", "answers", "training"})
+        if record["method"] == "2 layers, half updated":
+            seconds = seconds | {"scores"}
+        assert set(record["processor_seconds"]) == seconds and all(record["processor_seconds"].values())
+    dev = {(r["method"], r["schedule"]): r["dev"] for r in found}
+    assert dev["dense", ""]["flops_kept"] == dev["dense, trained on", ""]["flops_kept"] == 1
+    assert dev["first 1 layers", "third"]["token_layers_kept"] == pytest.approx(1 / 3)
+    assert 1 / 3 < dev["1 whole layer, then [CLS]", "half"]["token_layers_kept"] < 0.5
+    flops = {name: answers["flops_kept"] for (name, _), answers in dev.items()}
+    assert flops["first 1 layers"] < flops["2 layers, half updated"] < flops["random"] < 1
 
     times = [path.stat().st_mtime_ns for path in paths]
     paths[0].unlink()
@@ -86,18 +82,46 @@ def test_the_report_is_what_is_published(compare, full_world, capsys):
     folder = full_world / "records/comparison"
     text = (folder / "tables.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    assert re.search(r"\| column mean threshold +\| third ", text) and "first 1 layers" in text
-    assert re.search(r"\| attention rollout ", text)
+    assert re.search(r"\| random +\| third ", text) and "first 1 layers" in text
     study = json.loads((folder / "comparison.json").read_text())
-    published = tables.published("comparison")
-    assert set(study) - {"checksum"} == set(published) - {"note"} and study["command"] == published["command"]
-    assert set(study["intervals"][0]) == set(published["intervals"][0])
-    for kind in ("oracles", "loss_curve"):
-        ours, theirs = (next(r for r in s["records"] if kind in r) for s in (study, published))
-        assert set(ours) == set(theirs) | {"processor", "settings"}
-    interval = next(i for i in study["intervals"] if i["line"] == "first 1 layers")
+    recipe = {"half": "1 whole layer, then [CLS]", "third": "2 layers, half updated"}
+    assert study["recipe"] == recipe and study["command"] == "python -m studies.comparison"
+    against = {(i["line"], i["against"]) for i in study["intervals"]}
+    assert ("2 layers, half updated, third", "first 1 layers, third") in against
+    interval = next(i for i in study["intervals"] if i["line"] == "first 1 layers, third")
     lines = tables.lines_of(study["records"])
     against = next(line for line in lines if tables.name_of(line) == interval["against"])
-    change = tables.mean_of(lines["first 1 layers", ""]) - tables.mean_of(lines[against])
+    change = tables.mean_of(lines["first 1 layers", "third"]) - tables.mean_of(lines[against])
     assert interval["change"] == pytest.approx(change) and interval["seeds"] == [0]
     assert (folder / "comparison.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"dept": 2}, "line 1: dept is no setting"),
+        ({"layers": 4}, "layers in comparison.py is 4, and the BERT in bert/ has 3"),
+        ({"pruning_schedule": [0.5]}, "one rate for each layer"),
+    ],
+)
+def test_a_line_that_cannot_work_says_so_before_any_training(compare, full_world, changed, words):
+    with pytest.raises(UserError, match=words):
+        compare(lines={"half": {"line 1": changed}})
+    assert not (full_world / "cache/bert/dense").exists()
+
+
+def test_rules_prune_the_same_dense_models(compare, full_world, monkeypatch, capsys):
+    for name, value in {"a": [0, 0.5, 0], "b": [0, 0.5, 0.5]}.items():
+        monkeypatch.setitem(rules.frozen_schedules, name, value)
+    monkeypatch.setattr(rules, "student_rows", 16)
+    monkeypatch.setattr(rules, "student_epochs", 1)
+    compare(rules, task_names=["sst-2"])
+    [record] = records.read_all("rules")
+    assert set(record["oracles"]["a"]) == FREE | set(BERT_TEACHERS)
+    assert set(record["students"]["b"]) == set(BERT_TEACHERS)
+    assert record["token_layers_kept"]["b"] < record["token_layers_kept"]["a"] < 1
+    assert len([*(full_world / "cache/bert/dense").iterdir()]) == 1
+    text = (full_world / "records/rules/tables.md").read_text()
+    assert text.strip() in capsys.readouterr().out and re.search(r"\| attention rollout ", text)
+    published = json.loads((ROOT / "records/published/rules.json").read_text())["records"][0]
+    assert set(published) <= set(record)

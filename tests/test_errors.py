@@ -96,7 +96,7 @@ WHAT_IS_IN_THE_WAY = {  # a file where a folder belongs, or a folder ("/") where
     (RUN, "cache/bert/sst-2.pt/"): "cache/bert/sst-2.pt cannot be read: Is a directory. "
     "Run: python PrepareGlue4Bert.py",
     (RUN, "cache/locks"): "cache/locks: File exists",
-    (RUN, "cache/bert/models"): "cache/bert/models/sst-2-seed0-KEY.pt cannot be written: File exists",
+    (RUN, "cache/bert/dense"): "cache/bert/dense/sst-2-seed0-KEY.pt cannot be written: File exists",
     (RUN, "records"): "records/BERT/sst-2/dense-seed0-KEY/page.html cannot be written: Not a directory",
     (RUN, "records/BERT/summary.md/"): "records/BERT/summary.md cannot be written: Is a directory",
 }
@@ -142,7 +142,7 @@ def disk(folder, options):
 DISKS = [
     (PREPARE, "cache", "ro", "cache/bert/sst-2.pt cannot be written"),
     (RUN, "cache", "ro", "cache/locks"),
-    (RUN, "cache", "size=96k", "cache/bert/models/sst-2-seed0-KEY.pt cannot be written"),
+    (RUN, "cache", "size=96k", "cache/bert/dense/sst-2-seed0-KEY.pt cannot be written"),
     (RUN, "records", "ro", "records/BERT/sst-2/dense-seed0-KEY/page.html cannot be written"),
     (RUN, "records", "size=4k", "records/BERT/sst-2/dense-seed0-KEY/record.json cannot be written"),
 ]

@@ -22,6 +22,7 @@ import RunLstm4Glue
 from pruning import batches, caches, grid, plots, records, results, training
 from pruning.errors import UserError
 from pruning.settings import BertSettings, LstmGlueSettings, LstmSettings
+from pruning.store import Store
 from pruning.tasks import AGNEWS, GLUE
 
 PREPARE = "Prepare.py"
@@ -85,21 +86,21 @@ def test_a_damaged_task_is_refused_in_a_sentence_that_names_the_script(in_tmp, m
 
 
 KEPT = {  # what a runner keeps
-    "models": {"state": {"classifier.weight": torch.rand(2, 8), "classifier.bias": torch.zeros(2)}},
-    "teachers": {"scores": {1: torch.rand(30), "first": torch.rand(30)}},
+    "dense": {"classifier.weight": torch.rand(2, 8), "classifier.bias": torch.zeros(2)},
+    "scores": {1: torch.rand(30), "first": torch.rand(30)},
 }
 
 
 @cases(60)
 @given(kind=st.sampled_from([*KEPT]), damage=damages())
 def test_a_damaged_model_or_damaged_scores_are_made_again(in_tmp, kind, damage):
-    store, fields = grid.Store(caches.CACHE / "bert", "mrpc-seed0", writes=True), {"seed": 0}
-    store.keep(kind, fields, KEPT[kind])
+    store, fields = Store(caches.CACHE / "bert", "mrpc-seed0", writes=True), {"seed": 0}
+    store.keep(kind, fields, KEPT[kind], 1.0)
     [path] = (caches.CACHE / "bert" / kind).iterdir()
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     assert (store.load(kind, fields) is None) == (path.read_bytes() != whole)
-    store.keep(kind, fields, KEPT[kind])
+    store.keep(kind, fields, KEPT[kind], 1.0)
     assert path.read_bytes() == whole and store.load(kind, fields).keys() == KEPT[kind].keys()
 
 

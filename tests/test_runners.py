@@ -324,7 +324,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(bert, full_world, mo
     bert()
     whole = found("BERT")
     (full_world / "records").rename(full_world / "before")
-    (full_world / "cache/bert/models").rename(full_world / "before_models")
+    (full_world / "cache/bert/dense").rename(full_world / "before_dense")
     real = training.TrainingSet.batch
 
     def small_memory(data, rows, device):

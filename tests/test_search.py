@@ -66,10 +66,11 @@ def test_the_search_prints_lists_to_paste(find, full_world, capsys):
 
 def test_models_are_taken_from_the_cache(find, full_world):
     find(task_names=["sst-2"])
-    models = {path: path.stat().st_mtime_ns for path in (full_world / "cache/bert/models").iterdir()}
-    assert len(models) == 2  # the dense one and the supernet
+    kept = [full_world / "cache/bert/dense", full_world / "cache/bert/supernets"]
+    models = {path: path.stat().st_mtime_ns for folder in kept for path in folder.iterdir()}
+    assert len(models) == 2
     find(task_names=["sst-2"], evaluations=9)
-    assert models == {path: path.stat().st_mtime_ns for path in (full_world / "cache/bert/models").iterdir()}
+    assert models == {path: path.stat().st_mtime_ns for folder in kept for path in folder.iterdir()}
     assert len([*(full_world / "records/search").glob("*.json")]) == 2
 
 
@@ -85,7 +86,7 @@ def test_models_are_taken_from_the_cache(find, full_world):
 def test_a_search_that_cannot_work_says_so_before_any_training(find, full_world, changes, words):
     with pytest.raises(UserError, match=words):
         find(**changes)
-    assert not (full_world / "cache/bert/models").exists()
+    assert not (full_world / "cache/bert/dense").exists()
 
 
 def test_what_is_chosen_is_the_best_of_what_is_fast_enough_and_keeps_few_enough():

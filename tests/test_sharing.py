@@ -17,7 +17,7 @@ import PrepareGlue4Bert
 import PrepareGlue4Lstm
 import RunBert4Glue
 import RunLstm4Glue
-from pruning import grid, records, training
+from pruning import grid, records, store, training
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 METHODS = ["lstm student", "head", "tail", "random"]
@@ -77,7 +77,7 @@ def test_two_processes_share_a_grid(full_world, monkeypatch, capsys):
     assert all(f"| sst-2 | {method} " in summary for method in ("dense", "bag of words", *METHODS))
     together = {r["key"]: r for r in records.read_all("LSTM")}
     (full_world / "records").rename(full_world / "records_of_two")
-    for folder in ("models", "teachers"):
+    for folder in ("dense", "answers", "scores"):
         (full_world / "cache/lstm" / folder).rename(full_world / folder)
     runner(RunLstm4Glue, settings, monkeypatch)()
     alone = {r["key"]: r for r in records.read_all("LSTM")}
@@ -91,7 +91,7 @@ def hold(one, method, seconds):
     held = threading.Event()
 
     def work():
-        with grid.claim(one, method, wait=True):
+        with store.claim(one.key_fields_of(method), wait=True):
             held.set()
             time.sleep(seconds)
 

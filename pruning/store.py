@@ -1,0 +1,77 @@
+"""What an experiment keeps in cache/, so that it is made once, and which process works on which run."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from pruning import caches, records
+
+
+@dataclass(frozen=True)
+class Store:
+    """cache/<model>/<kind>/<name>-<key>.pt, each under everything that decides it.
+
+    Attributes:
+        folder: cache/<model>.
+        name: that of task and seed.
+        writes: whether this process is the one that writes.
+        seconds: kind → what the latest content that was asked for took to make, in seconds of processor time,
+            all threads together.
+    """
+
+    folder: Path
+    name: str
+    writes: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def _path(self, kind: str, fields: dict[str, Any]) -> Path:
+        return self.folder / kind / f"{self.name}-{records.key_of(fields)}.pt"
+
+    def load(self, kind: str, fields: dict[str, Any]) -> Any:
+        """What `keep` wrote; None where there is nothing sound."""
+        stored = caches.load_if_good(self._path(kind, fields))
+        if stored is None:
+            return None
+        self.seconds[kind] = stored["seconds"]
+        return stored["content"]
+
+    def keep(self, kind: str, fields: dict[str, Any], content: Any, seconds: float) -> None:
+        """Writes `content` under everything that decides it, `fields`. seconds: what it took to make."""
+        self.seconds[kind] = seconds
+        if self.writes:
+            caches.save(self._path(kind, fields), {"content": content, "seconds": seconds})
+
+    def made_once(self, kind: str, fields: dict[str, Any], make: Callable[[], Any]) -> Any:
+        """What is kept under `fields`; where nothing is, what `make` makes."""
+        content = self.load(kind, fields)
+        if content is None:
+            started = time.process_time()
+            content = make()
+            self.keep(kind, fields, content, time.process_time() - started)
+        return content
+
+
+@contextmanager
+def claim(fields: dict[str, Any], wait: bool) -> Iterator[bool]:
+    """Holds the work that `fields` decide for this process (for all that train together). Yields False, at
+    once, where another process holds it; with `wait`, its end is waited for. A process that dies holds
+    nothing."""
+    lock = FileLock(caches.CACHE / "locks" / f"{records.key_of(fields)}.lock")
+    held = [True]
+    if PartialState().is_main_process:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            held = [False]
+    try:
+        yield broadcast_object_list(held)[0]
+    finally:
+        lock.release()

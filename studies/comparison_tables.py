@@ -1,0 +1,250 @@
+"""Tables of the comparison, from its records: pure functions.
+
+A *line* is a method (in the comparison's own words) and the budget, or schedule, that it was trained for. Its
+*answers* are what its records say of the dev sets of all tasks and seeds.
+"""
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from pruning.metrics import paired_differences
+from pruning.records import mean_sd
+from pruning.tasks import GLUE
+
+Record = dict[str, Any]
+Table = tuple[list[str], list[list[str]]]  # header, rows
+Line = tuple[str, str]  # a method and the name of its budget or schedule, "" where there is none
+Answers = dict[tuple[str, int], Any]  # task, seed → what is known there; of a trained model `dev`
+
+DENSE, LONGER = "dense", "dense, trained on"
+ASKED = {"half": 0.002, "third": 0.01, "fifth": 0.025}  # how far below the better dense model at most
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def name_of(line: Line) -> str:
+    """Method and schedule, or the method alone."""
+    return ", ".join(filter(None, line))
+
+
+def lines_of(records: Iterable[Record]) -> dict[Line, Answers]:
+    """The trained models, without those that still lack a task that the dense model has."""
+    found: dict[Line, Answers] = defaultdict(dict)
+    for record in records:
+        if "dev" in record:
+            found[record["method"], record["schedule"]][record["task"], record["seed"]] = record["dev"]
+    tasks = {line: {task for task, _ in answers} for line, answers in found.items()}
+    return {line: answers for line, answers in found.items() if tasks[line] == tasks[DENSE, ""]}
+
+
+def metric_of(judgement: Record) -> float:
+    """The task's metric, which is the first one; a fraction."""
+    return next(iter(judgement["metrics"].values()))
+
+
+def kept_of(judgement: Record) -> float:
+    return judgement["token_layers_kept"]
+
+
+def by_task(answers: Answers, value: Callable[[Any], Any] = metric_of) -> dict[str, list[Any]]:
+    """Task → the value of each seed."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for (task, _), answer in answers.items():
+        found[task].append(value(answer))
+    return found
+
+
+def mean_of(answers: Answers, value: Callable[[Any], float] = metric_of) -> float:
+    """The mean over the tasks of the mean over the seeds."""
+    return statistics.mean(map(statistics.mean, by_task(answers, value).values()))
+
+
+def cells_by_task(answers: Answers, value: Callable[[Any], float] = metric_of) -> list[str]:
+    """A cell for each task, and the mean over the tasks; × 100."""
+    values = by_task(answers, value).values()
+    return [*(mean_sd(of_seeds, 100) for of_seeds in values), percent(mean_of(answers, value))]
+
+
+def better_dense(lines: dict[Line, Answers]) -> Line:
+    """Of the dense model and the dense model trained on, the one with the higher mean."""
+    return max((line for line in lines if line[0].startswith(DENSE)), key=lambda line: mean_of(lines[line]))
+
+
+def in_common(ours: Answers, theirs: Answers, without: Iterable[str] = ()) -> tuple[Answers, Answers]:
+    """Both, with the seeds that both have of each task."""
+    shared = [place for place in ours if place in theirs and place[0] not in without]
+    return {place: ours[place] for place in shared}, {place: theirs[place] for place in shared}
+
+
+def change(ours: Answers, theirs: Answers, without: Iterable[str] = ()) -> float:
+    """Our mean less theirs, over the seeds that both have."""
+    ours, theirs = in_common(ours, theirs, without)
+    return mean_of(ours) - mean_of(theirs)
+
+
+def pairs_of(lines: dict[Line, Answers], recipe: dict[str, str]) -> list[tuple[Line, Line]]:
+    """What is compared: every line with the better dense model, and the recipe's line of a budget with the
+    others of that budget. recipe: budget → method."""
+    best = better_dense(lines)
+    pairs = [(line, best) for line in lines if line != best]
+    for method, budget in lines:
+        ours = recipe.get(budget, method), budget
+        if ours[0] != method and ours in lines:
+            pairs.append((ours, (method, budget)))
+    return pairs
+
+
+def intervals(
+    records: list[Record], labels: dict[str, list[float]], recipe: dict[str, str], draws: int = 500
+) -> list[Record]:
+    """What the lines of `pairs_of` differ by, with 95% intervals over examples and seeds.
+
+    Args:
+        records: of the comparison; each with task, method, schedule (its name, or ""), seed and dev (metrics,
+            token_layers_kept, predictions). Those without dev do not count.
+        labels: of each task's dev set.
+        recipe: see `pairs_of`.
+        draws: of the paired bootstrap (`metrics.paired_differences`).
+
+    Returns:
+        For each pair: line and against (as `name_of` writes them), seeds (those that both have), change (of
+        the mean over the tasks), low and high (of its interval). Fractions, not percent.
+    """
+    lines, found = lines_of(records), []
+    for line, against in pairs_of(lines, recipe):
+        both = in_common(lines[line], lines[against])
+        ours, theirs = (by_task(answers, itemgetter("predictions")) for answers in both)
+        differences = []
+        for task in ours:
+            pairs = list(zip(ours[task], theirs[task], strict=True))
+            differences.append(paired_differences(GLUE[task], labels[task], pairs, draws))
+        low, high = np.percentile(np.mean(differences, axis=0), [2.5, 97.5])
+        names = {"line": name_of(line), "against": name_of(against)}
+        seeds = sorted({seed for _, seed in both[0]})
+        found.append(
+            names | {"seeds": seeds, "change": change(*both), "low": float(low), "high": float(high)}
+        )
+    return found
+
+
+def interval_text(interval: Record) -> str:
+    middle, low, high = (f"{100 * interval[name]:+.1f}" for name in ("change", "low", "high"))
+    return f"{middle} ({low} to {high})"
+
+
+def kept_text(answers: Answers, value: Callable[[Any], float]) -> str:
+    """A share of the work that was kept; in brackets the least and the most of a task."""
+    ends = [f"{share:.0%}" for share in sorted(map(statistics.mean, by_task(answers, value).values()))]
+    spread = "" if ends[0] == ends[-1] else f" ({ends[0]} to {ends[-1]})"
+    return f"{mean_of(answers, value):.0%}{spread}"
+
+
+def comparison_table(records: list[Record], found: list[Record]) -> Table:
+    """One row for each trained model, most token-layers first.
+
+    Args:
+        found: what `intervals` returned for these records.
+    """
+    lines = lines_of(records)
+    best = better_dense(lines)
+    changes = {i["line"]: interval_text(i) for i in found if i["against"] == name_of(best)}
+    with_flops = all("flops_kept" in answer for answers in lines.values() for answer in answers.values())
+
+    def rank(line: Line) -> tuple[float, float]:
+        return -round(mean_of(lines[line], kept_of), 2), -mean_of(lines[line])
+
+    rows = []
+    for line in sorted(lines, key=rank):
+        answers = lines[line]
+        what = [*line, str(max(map(len, by_task(answers).values()))), kept_text(answers, kept_of)]
+        if with_flops:
+            what.append(kept_text(answers, itemgetter("flops_kept")))
+        rows.append([*what, *cells_by_task(answers), changes.get(name_of(line), "")])
+    tasks = [f"{task} {GLUE[task].metrics[0]}" for task in by_task(lines[best])]
+    shares = ["token-layers", "FLOPs"] if with_flops else ["token-layers"]
+    header = ["method", "schedule", "seeds", *shares, *tasks, "mean"]
+    return [*header, f"against “{name_of(best)}”"], rows
+
+
+def pairs_table(records: list[Record], found: list[Record]) -> Table:
+    """The other pairs of `intervals`: the recipe against what has the same budget."""
+    best = name_of(better_dense(lines_of(records)))
+    rows = [
+        [i["line"], i["against"], ", ".join(map(str, i["seeds"])), interval_text(i)]
+        for i in found
+        if i["against"] != best
+    ]
+    return ["line", "against", "seeds of both", "change of the mean"], rows
+
+
+def asked_table(records: list[Record], recipe: dict[str, str]) -> Table:
+    """How far the recipe was to stay below the better dense model, and how far below it is."""
+    lines, rows = lines_of(records), []
+    best = lines[better_dense(lines)]
+    for budget, most in ASKED.items():
+        if (line := (recipe.get(budget, ""), budget)) not in lines:
+            continue
+        row = [name_of(line), percent(most)]
+        for without in ((), ("cola",)):
+            lost = -change(lines[line], best, without)
+            row += [percent(lost), "yes" if lost <= most else "no"]
+        rows.append(row)
+    header = ["recipe", "points lost, at most", "points lost", "reached", "without cola", "reached there"]
+    return header, rows
+
+
+def lengths_table(records: list[Record]) -> Table:
+    """The metric in each fifth of a task's examples, by length; means over the seeds."""
+    rows = []
+    for line, answers in lines_of(records).items():
+        of_seeds = by_task(answers, itemgetter("metrics_by_length"))
+        for task, parts in of_seeds.items():
+            means = [
+                percent(statistics.mean(part[GLUE[task].metrics[0]] or 0.0 for part in fifth))
+                for fifth in zip(*parts, strict=True)
+            ]
+            lengths = [f"{part['shortest']} to {part['longest']}" for part in parts[0]]
+            if line == (DENSE, ""):
+                rows.append([task, "tokens", *lengths])
+            rows.append([task, name_of(line), *means])
+    rows.sort(key=itemgetter(0))
+    return ["task", "", "shortest", "short", "middle", "long", "longest"], rows
+
+
+def costs_table(records: list[Record]) -> Table:
+    """What trainings took against the dense one, with all that each needs: the dense model, its answers to
+    the copies, its teacher's scores. In processor time, which other work on the machine still lengthens;
+    means over tasks and seeds."""
+    found: dict[Line, list[dict[str, float]]] = defaultdict(list)
+    dense = {(r["task"], r["seed"]): r["processor_seconds"] for r in records if r.get("method") == DENSE}
+    for record in records:
+        own, whole = record.get("processor_seconds"), dense.get((record["task"], record["seed"]))
+        if own and whole and record["method"] != DENSE:
+            shares = {name: seconds / whole["training"] for name, seconds in own.items() if name != DENSE}
+            found[record["method"], record["schedule"]].append(shares)
+    kinds = ("answers", "scores", "training")
+    rows = []
+    for line, parts in found.items():
+        means = [statistics.mean(part.get(kind, 0.0) for part in parts) for kind in kinds]
+        rows.append([name_of(line), *(f"{mean:.2f}" for mean in means), f"{1 + sum(means):.2f}"])
+    return ["line", *kinds, "all, with dense"], rows
+
+
+def series_of(records: list[Record], recipe: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
+    """What a picture shows: series → share of the FLOPs and metric of each of its lines. The recipe is one,
+    and so are lines whose names differ by numbers alone."""
+    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for (method, budget), answers in lines_of(records).items():
+        point = mean_of(answers, itemgetter("flops_kept")), mean_of(answers)
+        if recipe.get(budget) == method:
+            series["recipe"].append(point)
+        series[re.sub(r"\d+%? ", "", method)].append(point)
+    return series
