@@ -27,7 +27,7 @@ Scores = dict[str, dict[Place, Tensor]]  # teacher → place → (B, T)
 Teachers = dict[str, Callable[..., Scores]]  # one of the two tables below
 
 BERT_STEPS = 2  # of integrated gradients; one is nearly enough (AD-TP, NeurIPS 2025)
-LSTM_STEPS = 4
+LSTM_STEPS = 1  # as good as four (studies/LOG.md)
 LSTM_INPUTS = {"first": ("ids", "mask"), "second": ("second_ids", "second_mask")}  # place → names in a batch
 
 
@@ -179,12 +179,17 @@ def logits_from(model: Any, layer: int, states: Tensor, mask: Tensor) -> Tensor:
 
 
 def integrated_lstm(model: Any, batch: Batch, places: Sequence[str]) -> Scores:
-    """Integrated gradients of the words' embeddings, from no word at all (0).
+    """|integrated gradients| of the words' embeddings: a word that speaks against the answer counts as much.
 
-    Signed: a word that speaks against the answer is worth less than one that says nothing. (At the words
-    themselves, the gradient of a model that is sure of its answer says little: used for pruning, its length
-    loses 20 points on AG News where this loses none.)
+    (At the words themselves, the gradient of a model that is sure of its answer says little: used for
+    pruning, its length loses 20 points on AG News where this loses none.)
     """
+    found = lstm_contributions(model, batch, places, LSTM_STEPS)
+    return {"integrated gradients": {place: each.abs() for place, each in found.items()}}
+
+
+def lstm_contributions(model: Any, batch: Batch, places: Sequence[str], steps: int) -> dict[Place, Tensor]:
+    """Integrated gradients of the words' embeddings, from no word at all: place → (B, T), 0 at padding."""
     names = [LSTM_INPUTS[place] for place in places]
     masks = [batch[mask] for _, mask in names]
     with torch.no_grad():
@@ -195,9 +200,8 @@ def integrated_lstm(model: Any, batch: Batch, places: Sequence[str]) -> Scores:
         return model.classify([model.encode(point, mask) for point, mask in zip(points, masks, strict=True)])
 
     with torch.backends.cudnn.flags(enabled=False):  # for a gradient cuDNN wants training mode
-        contributions = integrated_gradients(states, logits_of, answers, LSTM_STEPS)
-    scores = zip(places, contributions, masks, strict=True)
-    return {"integrated gradients": {place: total * mask for place, total, mask in scores}}
+        contributions = integrated_gradients(states, logits_of, answers, steps)
+    return {place: total * mask for place, total, mask in zip(places, contributions, masks, strict=True)}
 
 
 def input_gates(model: Any, batch: Batch, places: Sequence[str]) -> Scores:

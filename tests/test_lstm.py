@@ -456,16 +456,18 @@ def test_every_saver_keeps_every_weight_and_nothing_else(words, tmp_path):
             assert torch.equal(fresh(*words).logits, logits)
 
 
-def test_contributions_add_up_to_the_change_of_the_answer(monkeypatch):
+def test_contributions_add_up_to_the_change_of_the_answer():
     """Completeness: with enough steps, they sum to the margin less the margin of no words at all."""
-    monkeypatch.setattr(teachers, "LSTM_STEPS", 100)
     torch.manual_seed(0)
     model = PrunedLstmClassifier(50, 3, pair=True).eval()
     mask = torch.arange(6) < torch.tensor([6, 3])[:, None]
     ids = torch.randint(2, 50, (2, 6)) * mask
     batch = {"ids": ids, "mask": mask, "second_ids": ids.flip(0), "second_mask": mask.flip(0)}
+    first, second = teachers.lstm_contributions(model, batch, ("first", "second"), steps=100).values()
     wanted = dict.fromkeys(("first", "second"), "integrated gradients")
-    first, second = teachers.score(model, batch, wanted, LSTM_TEACHERS).values()
+    one = teachers.lstm_contributions(model, batch, ("first", "second"), teachers.LSTM_STEPS)
+    for place, scores in teachers.score(model, batch, wanted, LSTM_TEACHERS).items():
+        assert torch.equal(scores, one[place].abs()) and (scores >= 0).all()
     assert (first[~mask] == 0).all() and (second[~mask.flip(0)] == 0).all()
     with torch.no_grad():
         logits = model(**batch).logits
