@@ -59,6 +59,12 @@ def precision_name(accelerator: Accelerator) -> str:
     return {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
 
 
+def weights_type(accelerator: Accelerator) -> torch.dtype:
+    """Of the weights of a model that is timed."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return half.get(precision_name(accelerator), torch.float32)
+
+
 def device_name(device: torch.device) -> str:
     """What a reader of a record wants to know of the device."""
     if device.type == "cuda":

@@ -99,8 +99,7 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
     if trained.method != DENSE:
         models["pruned"] = trained.model
     fair = [name for name in records.FAIR if name in models]
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = half.get(devices.precision_name(experiment.accelerator), torch.float32)
+    dtype = devices.weights_type(experiment.accelerator)
     timed = {id(model): timing.with_weights(model, device, dtype) for model in models.values()}
     examples = timing_subset(experiment.data.splits["dev"], settings.timing_examples)
 

@@ -13,11 +13,13 @@ time, and several processes may share the work. Change what is between the two r
 import copy
 import time
 from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from accelerate.utils import set_seed
 
-from pruning import batches, bert, devices, flops, plots, records, results, settings
+from pruning import batches, bert, devices, flops, plots, records, results, settings, timing
 from pruning.batches import Examples
 from pruning.errors import UserError, run_script
 from pruning.grid import Experiment, Method
@@ -65,6 +67,14 @@ lines = {
             "pruning_methods": ["head"],
         },
         "first 4 layers": {"layers": 4, "pruning_schedule": [0] * 4, "pruning_methods": ["head"]},
+        **{
+            f"6 layers, half updated, {rule}": {
+                "layers": 6,
+                "pruning_schedule": [0, 0.5, 0, 0, 0, 0],
+                "pruning_methods": [rule],
+            }
+            for rule in ("column mean", "column mean threshold", "random")
+        },
     },
     "fifth": {
         "5 layers, 40% updated": {"layers": 5, "pruning_schedule": [0, 0.6, 0, 0, 0]},
@@ -82,6 +92,8 @@ layers = None
 # ----------------------------------------------------------------------------------------------
 
 STUDY = "comparison"
+CLOCK, STOCK = "clock", "dense, stock"
+TIMED, BATCHES, PASSES = 128, (1, 32), 5  # examples of the dev set, examples at once, passes over all of them
 
 
 class Settings(settings.BertTraining, settings.GlueTasks):
@@ -231,13 +243,51 @@ def counted(experiment: Experiment, model: Any) -> int:
     return sum(flops.pruned_bert(model, examples.batch(rows)) for rows in groups)
 
 
+# --- The clock ---------------------------------------------------------------------------------
+
+
+def timed(pieces: list[Piece]) -> Record:
+    """The lines of one task and seed beside each other, by the clock: a record, read or made and written.
+    Weights are the dense model's: the clock does not see training."""
+    experiment, lines = pieces[0].experiment, [piece for piece in pieces if piece.budget]
+    fields = experiment.key_fields | {"method": CLOCK, "lines": [piece.fields for piece in lines]}
+    record = records.read(records.folder_of(STUDY, fields))
+    if record is not None:
+        return record
+    started, device, dense = time.time(), experiment.accelerator.device, experiment.dense()
+    models = {STOCK: bert.stock_copy(dense), DENSE: dense}
+    for piece in lines:
+        built = piece.experiment.builder.build(piece.method, experiment.seed, dense.state_dict())
+        models[tables.name_of((piece.name, piece.budget))] = built
+    examples = results.timing_subset(experiment.data.splits["dev"], TIMED)
+    dtype = devices.weights_type(experiment.accelerator)
+    models = {name: timing.with_weights(model, device, dtype) for name, model in models.items()}
+    rows: Record = {}
+    for size in BATCHES:
+        groups = batches.sorted_batches(examples.lengths, size)
+        inputs = [batches.to_device(examples.batch(part), device) for part in groups]
+        variants = {
+            name: timing.Variant(partial(pass_over, model, inputs), len(examples))
+            for name, model in models.items()
+        }
+        common: Any = {"device": device, "passes": PASSES}
+        rows[str(size)] = timing.measure(variants, fair=[STOCK], dense=DENSE, **common)
+    return write(STUDY, experiment, fields, started, {"timings": rows})
+
+
+def pass_over(model: Any, inputs: list[dict[str, Any]]) -> None:
+    for batch in inputs:
+        model(**batch)
+
+
 # --- A run -------------------------------------------------------------------------------------
 
 
-def report(found: list[Record], labels: dict[str, list[float]]) -> None:
+def report(found: list[Record], clock: list[Record], labels: dict[str, list[float]]) -> None:
     """Prints and writes the tables, and writes the picture and the study as it is published.
 
     Args:
+        clock: what `timed` returned.
         labels: of each task's dev set.
     """
     recipe = {budget: next(iter(by_name)) for budget, by_name in lines.items()}
@@ -248,10 +298,16 @@ def report(found: list[Record], labels: dict[str, list[float]]) -> None:
         "what was asked": tables.asked_table(found, recipe),
         "by length": tables.lengths_table(found),
         "processor seconds": tables.costs_table(found),
+        "by the clock": tables.clock_table(clock),
     }
     text = "\n\n".join(f"{name}\n\n{records.markdown(*table)}" for name, table in parts.items())
     folder = records.RECORDS / STUDY
-    study = {"study": STUDY, "command": f"python -m studies.{STUDY}", "recipe": recipe, "records": found}
+    study = {
+        "study": STUDY,
+        "command": f"python -m studies.{STUDY}",
+        "recipe": recipe,
+        "records": found + clock,
+    }
     records.write(folder / f"{STUDY}.json", study | {"intervals": intervals})
     records.write_text(folder / "tables.md", text + "\n")
     plots.write_comparison(folder / f"{STUDY}.png", tables.series_of(found, recipe), list(labels))
@@ -264,10 +320,15 @@ def main() -> None:
         finish(piece)
         piece.experiment.forget()
     found = [record for record in (piece.record for piece in pieces) if record is not None]
+    clock: list[Record] = []
     if len(found) < len(pieces):
         print(f"{len(pieces) - len(found)} lines are left to another process that works on them")
+    else:  # nothing else runs
+        first = [piece for piece in pieces if piece.experiment.seed == pieces[0].experiment.seed]
+        by_task = groupby(first, lambda piece: piece.experiment.data.task.name)
+        clock = [timed(list(of_task)) for _, of_task in by_task]
     labels = {p.experiment.data.task.name: p.experiment.data.splits["dev"].labels.tolist() for p in pieces}
-    report(found, labels)
+    report(found, clock, labels)
 
 
 if __name__ == "__main__":

@@ -238,6 +238,17 @@ def costs_table(records: list[Record]) -> Table:
     return ["line", *kinds, "all, with dense"], rows
 
 
+def clock_table(records: list[Record]) -> Table:
+    """How many times as fast as the dense model, ours, each line is, with so many examples at once: the
+    geometric mean over the tasks. records: those of the clock."""
+    sizes = list(records[0]["timings"]) if records else []
+    rows = []
+    for name in records[0]["timings"][sizes[0]] if records else ():
+        ratios = [[record["timings"][size][name]["against_dense"] for record in records] for size in sizes]
+        rows.append([name, *(f"× {statistics.geometric_mean(of_tasks):.2f}" for of_tasks in ratios)])
+    return ["line", *(f"batch {size}" for size in sizes)], rows
+
+
 def series_of(records: list[Record], recipe: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
     """What a picture shows: series → share of the FLOPs and metric of each of its lines. The recipe is one,
     and so are lines whose names differ by numbers alone."""

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
@@ -52,8 +51,7 @@ class Supernet:
         rows = batches.sorted_batches(timed.lengths, chosen.evaluation_batch_size)
         device = experiment.accelerator.device
         self.inputs = [batches.to_device(timed.batch(batch), device) for batch in rows]
-        is_bf16 = devices.precision_name(experiment.accelerator) == "bf16"
-        dtype = torch.bfloat16 if is_bf16 else torch.float32
+        dtype = devices.weights_type(experiment.accelerator)
         stock = bert.stock_copy(experiment.dense())
         self.timed: list[Any] = [timing.with_weights(model, device, dtype) for model in (stock, self.model)]
         self.costs = np.zeros(0)
