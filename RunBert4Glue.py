@@ -14,11 +14,10 @@ from pruning.tasks import GLUE
 # ----------------------------------------------------------------------------------------------
 # Settings. Any of them may differ by task: {"cola": 4, "other": 3}
 
-# One pruning rate for each layer of the BERT in bert/, in [0, 1]: the share of the tokens still alive
-# that is thrown away before that layer. 0 builds no pruner there. Or "half", "third", "fifth": a list
-# that keeps so much of the work, for any number of layers.
-pruning_schedule = [0, 0, 0.2, 0, 0.3, 0, 0.7, 0, 0, 0, 0, 0]
-layers = None  # of a pruned model: the first so many of the BERT's, with as many rates; None: all of them
+# One pruning rate for each layer, in [0, 1]: the share of the tokens still alive that is removed before that
+# layer. 0 builds no pruner there. Or "half", "third", "fifth": layers and rates for so much of the work.
+pruning_schedule = [0, 0.5, 0, 0, 0, 0]
+layers = 6  # of a pruned model: the first so many of the BERT in bert/; None: all of them, with as many rates
 
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency",
 # "gradient x input student", "attention rollout student", "ideal emission rate student", "column mean",
@@ -26,9 +25,9 @@ layers = None  # of a pruned model: the first so many of the BERT's, with as man
 # "attention rollout", "ideal emission rate" (README has them all). An entry may also be a list with one for
 # each layer.
 pruning_methods = ["ideal gradients student", "random"]
-# "fused": their mean, through a trained matrix, joins [CLS]; "readable": they are no longer updated, but
-# later layers read their last states; "gone": nothing sees them again, as in 2020.
-removed_tokens = "fused"
+# "readable": they are no longer updated, but later layers read their last states; "fused": their mean,
+# through a trained matrix, joins [CLS]; "gone": nothing sees them again, as in 2020.
+removed_tokens = "readable"
 task_names = None  # every task that is prepared; or a list: ["cola", "sst-2", "mrpc", "sts-b", "qqp", …]
 seeds = [0]  # everything is run once for each
 training_rows = None  # rows drawn from the training set; None: all of them

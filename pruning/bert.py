@@ -74,10 +74,11 @@ class Bert:
     def __init__(self, pretrained: Pretrained, data: TaskData, settings: BertSettings, script: str):
         """Raises UserError, which names `script`, for a schedule or a list of methods that does not fit."""
         self.pretrained, self.data, self.layers = pretrained, data, pretrained.layers
-        self.depth = settings.layers or self.layers  # of pruned models
-        if self.depth > self.layers:
-            raise UserError(f"layers in {script} is {self.depth}, and the BERT in bert/ has {self.layers}")
-        self.schedule = rates(settings, self.depth, data.task.kind, script)
+        most = settings.layers or self.layers  # of pruned models
+        if most > self.layers:
+            raise UserError(f"layers in {script} is {most}, and the BERT in bert/ has {self.layers}")
+        self.schedule = rates(settings, most, data.task.kind, script)
+        self.depth = len(self.schedule)
         self.removed_tokens = settings.removed_tokens
         self.key_fields = pretrained.key_fields
         of_pruning = {"removed_tokens": self.removed_tokens, "layers": self.depth}
@@ -200,7 +201,9 @@ def own_copy(state: State) -> dict[str, Tensor]:
 def rates(settings: BertSettings, layers: int, kind: str, script: str) -> list[float]:
     """The schedule of the settings. Raises UserError if it, or a list of methods, does not fit the layers."""
     schedule = schedules.resolve(settings.pruning_schedule, layers, kind)
-    fitting = schedules.resolve("half", layers, kind)
+    if isinstance(settings.pruning_schedule, str):
+        layers = len(schedule)
+    fitting = [0, 0.5, *[0] * (layers - 2)][:layers]
     advice = (
         f"it needs one rate for each layer, such as {fitting}. Edit pruning_schedule at the top of {script}"
     )

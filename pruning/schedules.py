@@ -9,13 +9,22 @@ from itertools import accumulate, pairwise
 
 HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
 
-# By `Task.kind`. Counts are rounded down before every layer, so short sentences keep more than a list says:
-# GLUE's pairs what its name says, CoLA's sentences 3 to 5 points more. How they were found:
-# studies/ACCURACY.md.
+# For removed tokens that are fused, by `Task.kind`. Counts are rounded down before every layer, so short
+# sentences keep more than a list says: GLUE's pairs what its name says, CoLA's sentences 3 to 5 points more.
+# How these and the next were found: studies/ACCURACY.md.
 FOR_SIX_LAYERS = {
     "half": {"sentence": [0, 0, 0.3, 0.9, 0, 0], "pair": [0, 0.2, 0.3, 0.7, 0, 0]},
     "third": {"sentence": [0.2, 0.2, 0.8, 0, 0, 0], "pair": [0, 0.5, 0.6, 0.5, 0, 0]},
     "fifth": {"sentence": [0.5, 0.45, 0.5, 0.5, 0, 0], "pair": [0.5, 0.45, 0.5, 0.5, 0, 0]},
+}
+
+# For removed tokens that stay readable; k rates leave the first k layers of the BERT. They cost in FLOPs what
+# their names say.
+DEEP = 12
+FOR_TWELVE_LAYERS = {
+    "half": [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+    "third": [0, 0.5, 0, 0, 0, 0],
+    "fifth": [0, 0.6, 0, 0, 0],
 }
 
 
@@ -30,12 +39,16 @@ def token_layers(schedule: Sequence[float]) -> float:
 
 
 def resolve(schedule: str | Sequence[float], layers: int, kind: str) -> list[float]:
-    """The list that a setting stands for: itself, or the default of that name for so many layers and this
-    kind of examples, "sentence" or "pair". Raises ValueError for an unknown name."""
+    """The list that a setting stands for: itself, or the default of that name for a BERT of so many layers
+    and this kind of examples, "sentence" or "pair"; it may have fewer rates than there are layers. Raises
+    ValueError for an unknown name."""
     if not isinstance(schedule, str):
         return list(schedule)
     check_name(schedule)
-    return stretched(FOR_SIX_LAYERS[schedule][kind], layers)
+    if layers < DEEP:
+        return stretched(FOR_SIX_LAYERS[schedule][kind], layers)
+    rates = FOR_TWELVE_LAYERS[schedule]
+    return stretched(rates, len(rates) * layers // DEEP)
 
 
 def check_name(name: str) -> None:
@@ -49,7 +62,7 @@ def stretched(schedule: Sequence[float], layers: int) -> list[float]:
     """The schedule that leaves as many tokens alive at the same depth of a BERT of so many layers."""
     shares = alive(schedule)
     wanted = [shares[layer * len(shares) // layers] for layer in range(layers)]
-    return [round(1 - now / before, 3) for before, now in pairwise([1.0, *wanted])]
+    return [round(1 - now / before, 3) if before else 0 for before, now in pairwise([1.0, *wanted])]
 
 
 def draw(layers: int, share: float, rng: random.Random) -> list[float]:

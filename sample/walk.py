@@ -32,6 +32,7 @@ from sample.make import WORLD
 # Settings: what differs from the runners' own
 bert_settings = {
     "pruning_schedule": [0, 0, 0.5, 0, 0.5, 0],  # one rate for each of the six layers of the sample's BERT
+    "removed_tokens": "fused",  # it was trained to be read by the mean of its tokens
     "pruning_methods": [
         *("random", "head", "tail", "frequency", "column mean"),
         *("ideal emission rate student", "ideal gradients student"),

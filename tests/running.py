@@ -15,7 +15,13 @@ SMALL = {
     "timing_passes": 1,
     "shown_examples": 3,
 }
-BERT = SMALL | {"pruning_schedule": [0, 0.5, 0.5], "task_names": ["sst-2"], "pruning_methods": ["head"]}
+BERT = SMALL | {
+    "pruning_schedule": [0, 0.5, 0.5],
+    "layers": None,
+    "removed_tokens": "fused",
+    "task_names": ["sst-2"],
+    "pruning_methods": ["head"],
+}
 LSTM = SMALL | {"target_prune_rate": 0.5, "pruning_methods": ["lstm student"]}
 
 

@@ -22,12 +22,12 @@ from transformers import BertForSequenceClassification
 from pruning import batches, layers, training, unpadding
 from pruning.batches import BertExamples, Ragged
 from pruning.devices import Memory, best_precision
-from pruning.schedules import resolve
+from pruning.schedules import stretched
 
 LENGTHS = [5, 40, 17, 19, 9, 23, 6, 31]
 LAYERS = 12
 STUDENT = "ideal gradients student"
-HALF = resolve("half", LAYERS, "sentence")
+HALF = stretched([0, 0, 0.3, 0.9, 0, 0], LAYERS)
 CLS_ALONE = [0] * 5 + [1] + [0] * 6
 NO_LAUNCH = ("detach", "_unsafe_view", "lift_fresh", "alias")  # as views: no work on the device
 WAITS = (

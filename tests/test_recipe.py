@@ -21,6 +21,7 @@ COMMON = {
 }
 BERT = COMMON | {
     "pruning_schedule": [0.8, 0, 0],
+    "layers": None,
     "pruning_methods": ["ideal gradients student", "random"],
     "removed_tokens": "gone",  # so that only the choice counts: the mean of what goes tells of the word too
     "learning_rate": 2e-3,

@@ -432,7 +432,7 @@ def test_without_tensorflow_and_pandas_a_script_ends_with_a_sentence_and_status_
 
 
 def test_settings_stand_near_the_top():
-    assert RunBert4Glue.pruning_schedule == schedules.resolve("half", 12, "pair")
+    assert RunBert4Glue.pruning_schedule == schedules.resolve("third", 12, "pair")
     for script, name in (
         ("RunBert4Glue", "pruning_schedule"),
         ("RunLstm4Glue", "target_prune_rate"),

@@ -39,10 +39,11 @@ def test_rates_rise_to_the_schedule_in_the_first_part_of_the_training():
 def test_a_named_schedule_keeps_as_much_of_a_bert_of_any_depth(name, kind):
     six = schedules.resolve(name, 6, kind)
     assert six == pytest.approx(schedules.FOR_SIX_LAYERS[name][kind])
-    for layers in (12, 24):
-        stretched = schedules.resolve(name, layers, kind)
-        assert len(stretched) == layers
-        assert schedules.token_layers(stretched) == pytest.approx(schedules.token_layers(six), abs=2e-3)
+    three = schedules.resolve(name, 3, kind)
+    assert len(three) == 3 and schedules.alive(three) == pytest.approx(schedules.alive(six)[::2], abs=2e-3)
+    twelve, deep = (schedules.resolve(name, layers, kind) for layers in (12, 24))
+    assert twelve == schedules.FOR_TWELVE_LAYERS[name] and len(deep) == 2 * len(twelve)
+    assert schedules.token_layers(deep) == pytest.approx(schedules.token_layers(twelve), abs=2e-3)
 
 
 def test_a_schedule_is_a_list_or_a_known_name():

@@ -288,7 +288,7 @@ def no_training(monkeypatch):
         (
             {"pruning_schedule": [0, 0.5]},
             r"pruning_schedule has 2 rates, but this BERT has 3 layers: it needs one rate for each layer, "
-            r"such as \[0.0, 0.3, 0.9\]. Edit pruning_schedule at the top of RunBert4Glue\.py$",
+            r"such as \[0, 0.5, 0\]. Edit pruning_schedule at the top of RunBert4Glue\.py$",
         ),
         ({"pruning_schedule": []}, r"pruning_schedule has 0 rates, but this BERT has 3 layers"),
         ({"pruning_schedule": "harf"}, r"no schedule is called 'harf'.*half.*it is 'harf'"),
@@ -348,7 +348,7 @@ def test_the_schedule_in_the_message_can_be_pasted(full_world, monkeypatch):
     with pytest.raises(UserError) as error:
         experiment(pruning_schedule=[0.5])
     pasted = str(error.value).split("such as ")[1].split(". Edit")[0]
-    assert experiment(pruning_schedule=eval(pasted)).builder.schedule == [0, 0.3, 0.9]
+    assert experiment(pruning_schedule=eval(pasted)).builder.schedule == [0, 0.5, 0]
 
 
 def test_a_runner_without_one_of_its_settings_stops(full_world, monkeypatch, no_training, module):
