@@ -113,18 +113,23 @@ def write_search(path: Path, record: dict[str, Any]) -> None:
     _save(figure, path)
 
 
-def write_comparison(path: Path, series: dict[str, list[tuple[float, float]]], tasks: Sequence[str]) -> None:
-    """Metric against FLOPs: series → share of the dense model's FLOPs and metric; dense models as levels."""
+def write_comparison(
+    path: Path, series: dict[str, list[tuple[float, float, str]]], tasks: Sequence[str]
+) -> None:
+    """Metric against FLOPs: series → share of the dense model's FLOPs, metric and name; dense models as
+    levels."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for i, (name, points) in enumerate(series.items()):
-        x, y = (np.multiply(100, values) for values in zip(*sorted(points), strict=True))
+        shares, values, labels = zip(*sorted(points), strict=True)
+        x, y = np.multiply(100, shares), np.multiply(100, values)
         if name.startswith(DENSE):
             _level(axes, [y[0]], name, LINES.get(name, ":"))
-        else:
-            axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=name)
-    axes.set(
-        xlabel="FLOPs, % of dense", ylabel=f"metric × 100, dev, mean of {', '.join(tasks)}", xlim=(0, 105)
-    )
+            continue
+        axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=name)
+        for place, label in zip(zip(x, y, strict=True), labels, strict=True):
+            axes.annotate(label, place, xytext=(6, -10), textcoords="offset points", fontsize=8)
+    metric = f"metric × 100, dev, mean of {', '.join(tasks)}"
+    axes.set(xlabel="FLOPs, % of dense", ylabel=metric, xlim=(0, 105))
     axes.legend()
     _save(figure, path)
 

@@ -21,7 +21,7 @@ FOR_SIX_LAYERS = {
 # For removed tokens that stay readable; k rates leave the first k layers of the BERT. They cost in FLOPs what
 # their names say.
 DEEP = 12
-FOR_TWELVE_LAYERS = {
+FOR_TWELVE_LAYERS: dict[str, list[float]] = {
     "half": [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
     "third": [0, 0.5, 0, 0, 0, 0],
     "fifth": [0, 0.6, 0, 0, 0],

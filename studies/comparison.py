@@ -7,14 +7,15 @@ beat: the dense model trained on for as long, the BERT cut to fewer layers, the 
 
 Run it without parameters, after PrepareGlue4Bert.py: `python -m studies.comparison`. Each line of a task and
 seed takes minutes on a GPU, 5 to 25 minutes on a core. Finished ones are skipped, so it may be stopped at any
-time, and several processes may share the work. Change what is between the two rulers below.
+time, and several processes may share the work. A published line is not trained again where data, weights,
+settings and precision are the same. Change what is between the two rulers below.
 """
 
 import copy
+import json
 import time
 from dataclasses import replace
-from functools import partial
-from itertools import groupby
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from accelerate.utils import set_seed
@@ -29,6 +30,7 @@ from pruning.tasks import GLUE
 from pruning.training import Curve, TrainingSet
 from studies import comparison_tables as tables
 from studies.comparison_tables import LONGER, Record
+from studies.tables import PUBLISHED
 
 # ----------------------------------------------------------------------------------------------
 # Settings. Those of a training may differ by task
@@ -124,7 +126,17 @@ class Piece(NamedTuple):
 
     @property
     def record(self) -> Record | None:
-        return records.read(records.folder_of(STUDY, self.fields))
+        """Of this machine, or the published one: what is committed is not trained again."""
+        fields = self.fields
+        return records.read(records.folder_of(STUDY, fields)) or published().get(records.key_of(fields))
+
+
+@cache
+def published() -> dict[str, Record]:
+    """Key → record of the study as it is published."""
+    path = PUBLISHED / f"{STUDY}.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["records"] if path.is_file() else []
+    return {record["key"]: record for record in found}
 
 
 def all_pieces() -> list[Piece]:
@@ -298,7 +310,7 @@ def report(found: list[Record], clock: list[Record], labels: dict[str, list[floa
         "what was asked": tables.asked_table(found, recipe),
         "by length": tables.lengths_table(found),
         "processor seconds": tables.costs_table(found),
-        "by the clock": tables.clock_table(clock),
+        "by the clock": tables.speed_table(clock),
     }
     text = "\n\n".join(f"{name}\n\n{records.markdown(*table)}" for name, table in parts.items())
     folder = records.RECORDS / STUDY
@@ -323,10 +335,12 @@ def main() -> None:
     clock: list[Record] = []
     if len(found) < len(pieces):
         print(f"{len(pieces) - len(found)} lines are left to another process that works on them")
+        if not all(piece.record for piece in pieces if piece.name == DENSE):
+            return
     else:  # nothing else runs
-        first = [piece for piece in pieces if piece.experiment.seed == pieces[0].experiment.seed]
-        by_task = groupby(first, lambda piece: piece.experiment.data.task.name)
-        clock = [timed(list(of_task)) for _, of_task in by_task]
+        seed, data = pieces[0].experiment.seed, pieces[0].experiment.data
+        first = [p for p in pieces if p.experiment.seed == seed and p.experiment.data is data]
+        clock = [timed(first)]
     labels = {p.experiment.data.task.name: p.experiment.data.splits["dev"].labels.tolist() for p in pieces}
     report(found, clock, labels)
 

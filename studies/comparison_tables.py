@@ -238,7 +238,7 @@ def costs_table(records: list[Record]) -> Table:
     return ["line", *kinds, "all, with dense"], rows
 
 
-def clock_table(records: list[Record]) -> Table:
+def speed_table(records: list[Record]) -> Table:
     """How many times as fast as the dense model, ours, each line is, with so many examples at once: the
     geometric mean over the tasks. records: those of the clock."""
     sizes = list(records[0]["timings"]) if records else []
@@ -249,13 +249,11 @@ def clock_table(records: list[Record]) -> Table:
     return ["line", *(f"batch {size}" for size in sizes)], rows
 
 
-def series_of(records: list[Record], recipe: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
-    """What a picture shows: series → share of the FLOPs and metric of each of its lines. The recipe is one,
-    and so are lines whose names differ by numbers alone."""
-    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+def series_of(records: list[Record], recipe: dict[str, str]) -> dict[str, list[tuple[float, float, str]]]:
+    """What a picture shows: series → share of the FLOPs, metric and name of each of its lines. The recipe is
+    one, and so are other lines whose names differ by numbers alone."""
+    series: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for (method, budget), answers in lines_of(records).items():
-        point = mean_of(answers, itemgetter("flops_kept")), mean_of(answers)
-        if recipe.get(budget) == method:
-            series["recipe"].append(point)
-        series[re.sub(r"\d+%? ", "", method)].append(point)
+        name = "recipe" if recipe.get(budget) == method else re.sub(r"\d+%? ", "", method)
+        series[name].append((mean_of(answers, itemgetter("flops_kept")), mean_of(answers), method))
     return series

@@ -15,6 +15,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,21 @@ from studies.comparison_tables import (
     Answers,
     Record,
     Table,
+    asked_table,
     better_dense,
     by_task,
     cells_by_task,
     comparison_table,
+    costs_table,
     in_common,
     kept_of,
+    lengths_table,
     lines_of,
     mean_of,
     name_of,
+    pairs_table,
     percent,
+    speed_table,
 )
 from studies.engine_tables import cell_of, clock_table, trained_table
 
@@ -196,47 +202,47 @@ def tasks_table(records: list[Record]) -> Table:
 
 # --- README's headline -------------------------------------------------------------------------
 
-BERT_LINES = [(RECIPE, "half"), ("first 3 layers", ""), (RECIPE, "third"), ("first 2 layers", "")]
-BERT_CELL = {"kind": "bert", "shape": "6 layers", "lengths": "sst-2", "batch_size": 32, "precision": "fp32"}
+CUT = "first "  # how the lines begin of BERTs that are only cut
 LSTM_METHOD, LSTM_RATES = "integrated gradients student", ("0.6", "0.9")
 LSTM_CELL = {"kind": "lstm", "batch_size": 256, "precision": "fp32"}
 
 
-def headline_table(trained: list[Record], agnews: list[Record], benchmark: list[Record]) -> Table:
-    """What pruning costs and gains on real data, one row for each of BERT_LINES and LSTM_RATES.
+def headline_table(
+    trained: list[Record],
+    clock: list[Record],
+    agnews: list[Record],
+    benchmark: list[Record],
+    recipe: dict[str, str],
+) -> Table:
+    """What pruning costs and gains on real data: the recipe and the cut BERT at each budget, and one row for
+    each of LSTM_RATES.
 
-    The metric is the better dense model's and ours, over the seeds that both have. The speed-up is the
-    benchmark's at about as many token-layers.
+    The metric is the better dense model's and ours, over the seeds that both have.
     """
-    bert, words = (
-        next(cell for cell in benchmark[0]["cells"] if wanted.items() <= cell.items())
-        for wanted in (BERT_CELL, LSTM_CELL)
-    )
-    students = [row for variant, row in bert["rows"].items() if variant.endswith(STUDENT)]
     lines, of_lstm = lines_of(trained), {(row["method"], row["pruning"]): row for row in summary(agnews)}
-
-    def speed(cell: Record, row: Record) -> str:
-        return f"× {against_fastest(cell, row):.2f} at {row['token_layers_kept']:.0%}"
-
+    best, speed = lines[better_dense(lines)], {row[0]: row[-1] for row in speed_table(clock)[1]}
     rows = []
-    for line in BERT_LINES:
-        both = in_common(lines[better_dense(lines)], lines[line])
-        kept = mean_of(lines[line], kept_of)
-        near = min(students, key=lambda row: abs(row["token_layers_kept"] - kept))
-        data = [f"GLUE, mean of {len(by_task(both[1]))}", "BERT, 6 layers", name_of(line)]
-        metrics = " → ".join(percent(mean_of(answers)) for answers in both)
-        rows.append([*data, metrics, f"{kept:.0%}", speed(bert, near) if line[1] else "not timed"])
+    for line, answers in lines.items():
+        if line[0] == recipe.get(line[1]) or line[0].startswith(CUT):
+            both = in_common(best, answers)
+            data = [f"GLUE, mean of {len(by_task(both[1]))}", "BERT, 12 layers", name_of(line)]
+            metrics = " → ".join(percent(mean_of(part)) for part in both)
+            work = f"{mean_of(answers, itemgetter('flops_kept')):.0%}"
+            rows.append([*data, metrics, work, speed[name_of(line)]])
+    words = next(cell for cell in benchmark[0]["cells"] if LSTM_CELL.items() <= cell.items())
     for rate in LSTM_RATES:
         row, timed = of_lstm[LSTM_METHOD, rate], words["rows"][f"{rate} removed, student"]
         metrics = f"{of_lstm[DENSE, '']['value']} → {row['value']}"
         data = ["AG News", "LSTM", f"{LSTM_METHOD}, {rate}"]
-        rows.append([*data, metrics, row["token-layers kept"], speed(words, timed)])
-    return ["data", "model", "method", "metric × 100, dense → pruned", "token-layers", "speed-up"], rows
+        rows.append([*data, metrics, row["token-layers kept"], f"× {against_fastest(words, timed):.2f}"])
+    return ["data", "model", "method", "metric × 100, dense → pruned", "work", "speed-up"], rows
 
 
 # --- Pages -------------------------------------------------------------------------------------
 
 SOURCES: dict[str, tuple[str, Callable[[Record], bool]]] = {  # a study, and which of its records
+    "trained": ("comparison", lambda record: "dev" in record),
+    "clock": ("comparison", lambda record: "timings" in record),
     "six layers": ("six-layers", bool),
     "rules": ("rules", bool),
     "search": ("search", bool),
@@ -257,6 +263,10 @@ def compared(study: str) -> Callable[[list[Record]], Table]:
     return lambda records: comparison_table(records, published(study)["intervals"])
 
 
+def with_recipe(table: Callable[..., Table]) -> Callable[..., Table]:
+    return lambda *records: table(*records, published("comparison")["recipe"])
+
+
 def timed(kind: str, heading: str, text: Text = against_baseline) -> Callable[[list[Record]], Table]:
     return lambda records: side_by_side(cells_of(records[0], kind), heading, text)
 
@@ -275,7 +285,13 @@ def is_dense_or_of_student(variant: str) -> bool:
 
 # What makes each table, and its sources
 TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
-    "headline": (headline_table, ["six layers", "agnews", "benchmark"]),
+    "headline": (with_recipe(headline_table), ["trained", "clock", "agnews", "benchmark"]),
+    "comparison": (compared("comparison"), ["trained"]),
+    "asked": (with_recipe(asked_table), ["trained"]),
+    "pairs": (lambda records: pairs_table(records, published("comparison")["intervals"]), ["trained"]),
+    "lines-speed": (speed_table, ["clock"]),
+    "lengths": (lengths_table, ["trained"]),
+    "costs": (costs_table, ["trained"]),
     "six-layers": (compared("six-layers"), ["six layers"]),
     "rules": (lambda records: rules_table(records, "46%"), ["rules"]),
     "rules-harder": (lambda records: rules_table(records, "34%"), ["rules"]),

@@ -22,7 +22,7 @@ from transformers import BertForSequenceClassification
 from pruning import batches, layers, training, unpadding
 from pruning.batches import BertExamples, Ragged
 from pruning.devices import Memory, best_precision
-from pruning.schedules import stretched
+from pruning.schedules import FOR_TWELVE_LAYERS, resolve, stretched
 
 LENGTHS = [5, 40, 17, 19, 9, 23, 6, 31]
 LAYERS = 12
@@ -131,6 +131,7 @@ def stock(pinned):
         (HALF, STUDENT, "fused"),
         (HALF, STUDENT, "gone"),
         (CLS_ALONE, "tail", "readable"),
+        *((resolve(name, LAYERS, "pair"), STUDENT, "readable") for name in FOR_TWELVE_LAYERS),
     ],
 )
 def test_a_pass_waits_for_nothing_and_asks_for_no_more_than_stock(
@@ -139,7 +140,8 @@ def test_a_pass_waits_for_nothing_and_asks_for_no_more_than_stock(
     if varlen:
         monkeypatch.setattr(layers, "has_varlen", lambda *_: True)
         monkeypatch.setattr(layers, "varlen_attn", lambda query, *_, **__: 1 * query)
-    model = build(schedule, method, num_hidden_layers=LAYERS, removed_tokens=removed_tokens)
+    layers_left = LAYERS if schedule is None else len(schedule)
+    model = build(schedule, method, num_hidden_layers=layers_left, removed_tokens=removed_tokens)
     ours = count(model, pinned)
     assert ours.waits == []
     assert ours.operations.total() <= stock.operations.total()

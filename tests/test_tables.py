@@ -136,7 +136,9 @@ def test_flops_have_a_column_where_all_records_have_them(comparison):
     header, rows = comparison_tables.comparison_table(comparison, [])
     assert header[3:5] == ["token-layers", "FLOPs"] and rows[0][3:5] == ["100%", "50%"]
     series = comparison_tables.series_of(comparison, OURS)
-    assert len(series["recipe"]) == 3 and series["first layers"] == [(0.165, pytest.approx(0.4))]
+    assert len(series["recipe"]) == 3 and series["first layers"] == [
+        (0.165, pytest.approx(0.4), "first 2 layers")
+    ]
 
 
 def test_lengths_and_costs_are_means_over_seeds(comparison):
@@ -261,26 +263,33 @@ def lstm_record(method, rate, seed, value, kept, dense_key):
 
 
 def test_the_headline_has_dense_and_pruned_of_the_same_seeds(comparison):
-    comparison += trained("first 3 layers", "", {"sst-2": [0.8], "cola": [0.4]}, kept=0.5)
+    comparison += trained("first 4 layers", "third", {"sst-2": [0.8], "cola": [0.4]}, kept=0.3)
+    for record in comparison:
+        if "dev" not in record:
+            continue
+        record["dev"]["flops_kept"] = record["dev"]["token_layers_kept"] - 0.01
+    names = ("dense", f"{STUDENT}, half", f"{STUDENT}, third", f"{STUDENT}, fifth", "first 4 layers, third")
+    timings = {name: {"against_dense": 1 + i} for i, name in enumerate(names)}
+    clock = [{"timings": {"1": timings, "32": timings}}]
     lstm = []
     for seed in (0, 1):
         lstm.append(lstm_record("dense", "", seed, 0.8 + seed / 10, 1.0, None))
         for rate, value, kept in (("0.6", 0.85, 0.41), ("0.9", 0.7, 0.11)):
             method = "integrated gradients student"
             lstm.append(lstm_record(method, rate, seed, value, kept, f"dense{seed}"))
-    heavy = {f"heavy, {STUDENT}": row(3.0, 2.4, 0.3)}
     words = {"dense, padded": row(1.0, 1.0), "0.6 removed, student": row(2.2, 2.2, 0.41)}
     words["0.9 removed, student"] = row(5.66, 5.66, 0.12)
-    cells = [cell(**heavy), {"kind": "lstm", "precision": "fp32", "batch_size": 256, "rows": words}]
-    header, rows = tables.headline_table(comparison, lstm, [{"device": "CPU", "cells": cells}])
-    assert header[-3:] == ["metric × 100, dense → pruned", "token-layers", "speed-up"]
-    assert rows[0] == [
-        "GLUE, mean of 2", "BERT, 6 layers", f"{STUDENT}, half", "69.5 → 57.5", "50%", "× 1.59 at 53%",
-    ]  # fmt: skip
-    assert rows[1][3:] == ["70.0 → 60.0", "50%", "not timed"]
-    assert rows[2][4:] == ["35%", "× 2.40 at 30%"]  # the variant that is nearest
-    assert rows[4][3:] == ["85.0 ± 7.1 → 85.0 ± 0.0", "41%", "× 2.20 at 41%"]
-    assert rows[5][3:] == ["85.0 ± 7.1 → 70.0 ± 0.0", "11%", "× 5.66 at 12%"]
+    cells = [{"kind": "lstm", "precision": "fp32", "batch_size": 256, "rows": words}]
+    benchmark = [{"device": "CPU", "cells": cells}]
+    ours = {"half": STUDENT, "third": "another"}
+    comparison = [r for r in comparison if r["method"] != "first 2 layers"]
+    header, rows = tables.headline_table(comparison, clock, lstm, benchmark, ours)
+    assert header[-3:] == ["metric × 100, dense → pruned", "work", "speed-up"]
+    data = ["GLUE, mean of 2", "BERT, 12 layers"]
+    assert rows[0] == [*data, f"{STUDENT}, half", "69.5 → 57.5", "49%", "× 2.00"]
+    assert rows[1] == [*data, "first 4 layers, third", "70.0 → 60.0", "29%", "× 5.00"]
+    assert rows[2][3:] == ["85.0 ± 7.1 → 85.0 ± 0.0", "41%", "× 2.20"]
+    assert rows[3][3:] == ["85.0 ± 7.1 → 70.0 ± 0.0", "11%", "× 5.66"]
 
 
 def test_tasks_stand_side_by_side_with_the_speed_up_in_brackets():
