@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from pruning import caches, records
 
 
-@dataclass(frozen=True)
+@dataclass
 class Store:
     """cache/<model>/<kind>/<name>-<key>.pt, each under everything that decides it.
 

@@ -12,12 +12,12 @@ settings and precision are the same. Change what is between the two rulers below
 """
 
 import copy
-import json
 import time
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from pruning import batches, bert, devices, flops, plots, records, results, settings, timing
@@ -29,8 +29,8 @@ from pruning.store import claim
 from pruning.tasks import GLUE
 from pruning.training import Curve, TrainingSet
 from studies import comparison_tables as tables
-from studies.comparison_tables import LONGER, Record
-from studies.tables import PUBLISHED
+from studies import tables as study_tables
+from studies.comparison_tables import LONGER, Record, Table
 
 # ----------------------------------------------------------------------------------------------
 # Settings. Those of a training may differ by task
@@ -134,9 +134,9 @@ class Piece(NamedTuple):
 @cache
 def published() -> dict[str, Record]:
     """Key → record of the study as it is published."""
-    path = PUBLISHED / f"{STUDY}.json"
-    found = json.loads(path.read_text(encoding="utf-8"))["records"] if path.is_file() else []
-    return {record["key"]: record for record in found}
+    if not (study_tables.PUBLISHED / f"{STUDY}.json").is_file():
+        return {}
+    return {record["key"]: record for record in study_tables.published(STUDY)["records"]}
 
 
 def all_pieces() -> list[Piece]:
@@ -145,14 +145,16 @@ def all_pieces() -> list[Piece]:
     block = settings.Block.read(globals(), Settings)
     pretrained = bert.Pretrained.read()
     names = settings.task_names(task_names, GLUE, block.script)
-    pieces = [piece for name in names for piece in pieces_of(name, block, pretrained)]
+    accelerator = devices.pick_device(in_several_processes=False)
+    pieces = [piece for name in names for piece in pieces_of(name, block, pretrained, accelerator)]
     return sorted(pieces, key=lambda piece: piece.experiment.seed)
 
 
-def pieces_of(task: str, block: settings.Block[Settings], pretrained: bert.Pretrained) -> list[Piece]:
+def pieces_of(
+    task: str, block: settings.Block[Settings], pretrained: bert.Pretrained, accelerator: Accelerator
+) -> list[Piece]:
     """All that there is to do for one task. Raises UserError for a line that cannot work."""
     [data] = bert.open_tasks(pretrained, [GLUE[task]])
-    accelerator = devices.pick_device(in_several_processes=False)
 
     def piece(seed: int, name: str, budget: str, changed: dict[str, Any]) -> Piece:
         if unknown := changed.keys() - Settings.model_fields:
@@ -312,17 +314,19 @@ def report(found: list[Record], clock: list[Record], labels: dict[str, list[floa
         "processor seconds": tables.costs_table(found),
         "by the clock": tables.speed_table(clock),
     }
+    picture = records.RECORDS / STUDY / f"{STUDY}.png"
+    plots.write_comparison(picture, tables.series_of(found, recipe), list(labels))
+    publish(STUDY, parts, recipe=recipe, records=found + clock, intervals=intervals)
+
+
+def publish(study: str, parts: dict[str, Table], **content: Any) -> None:
+    """Prints and writes a study's tables, and writes the study as it is published."""
     text = "\n\n".join(f"{name}\n\n{records.markdown(*table)}" for name, table in parts.items())
-    folder = records.RECORDS / STUDY
-    study = {
-        "study": STUDY,
-        "command": f"python -m studies.{STUDY}",
-        "recipe": recipe,
-        "records": found + clock,
-    }
-    records.write(folder / f"{STUDY}.json", study | {"intervals": intervals})
+    folder = records.RECORDS / study
+    records.write(
+        folder / f"{study}.json", {"study": study, "command": f"python -m studies.{study}"} | content
+    )
     records.write_text(folder / "tables.md", text + "\n")
-    plots.write_comparison(folder / f"{STUDY}.png", tables.series_of(found, recipe), list(labels))
     print(f"\n{text}\n\nMetrics × 100, mean ± standard deviation over seeds. Records: {folder}")
 
 

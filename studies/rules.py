@@ -161,13 +161,8 @@ def main() -> None:
             record = comparison.write(STUDY, piece.experiment, fields, started, content)
             piece.experiment.forget()
         found.append(record)
-    parts = {name: records.markdown(*rules_table(found, name)) for name in chosen.frozen_schedules}
-    text = "\n\n".join(f"{name}\n\n{table}" for name, table in parts.items())
-    folder = records.RECORDS / STUDY
-    study = {"study": STUDY, "command": f"python -m studies.{STUDY}", "records": found}
-    records.write(folder / f"{STUDY}.json", study)
-    records.write_text(folder / "tables.md", text + "\n")
-    print(f"\n{text}\n\nMetrics × 100, mean ± standard deviation over seeds. Records: {folder}")
+    parts = {name: rules_table(found, name) for name in chosen.frozen_schedules}
+    comparison.publish(STUDY, parts, records=found)
 
 
 if __name__ == "__main__":

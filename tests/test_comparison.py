@@ -12,6 +12,7 @@ from pruning.errors import UserError
 from pruning.teachers import BERT_TEACHERS
 from studies import comparison, rules
 from studies import comparison_tables as tables
+from studies import tables as study_tables
 
 SETTINGS = {
     "task_names": ["sst-2", "sts-b"],
@@ -108,11 +109,13 @@ def test_published_lines_are_not_trained_again(compare, full_world, monkeypatch,
     (folder / "comparison.json").rename(tmp_path / "comparison.json")
     text = (folder / "tables.md").read_text()
     folder.rename(full_world / "before")
-    monkeypatch.setattr(comparison, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(study_tables, "PUBLISHED", tmp_path)
     monkeypatch.setattr(comparison, "train", lambda piece: pytest.fail(f"{piece.name} is trained"))
     comparison.published.cache_clear()
+    study_tables.published.cache_clear()
     compare(task_names=["sst-2"], bootstrap_draws=2)
     comparison.published.cache_clear()
+    study_tables.published.cache_clear()
     assert (folder / "tables.md").read_text().split("by the clock")[0] == text.split("by the clock")[0]
 
 
