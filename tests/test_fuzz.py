@@ -328,7 +328,8 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_one_sentence(
     idle.clear()
     with monkeypatch.context() as patch:
         if script is RunBert4Glue:
-            patch.setattr(script, "pruning_schedule", [0, 0.5, 0.5])
+            patch.setattr(script, "pruning_schedule", [0, 0.5, 0.5])  # of a BERT of 3 layers, whole
+            patch.setattr(script, "layers", None)
         patch.setattr(script, name, value, raising=False)
         try:
             script.main()
