@@ -74,10 +74,7 @@ class Bert:
     def __init__(self, pretrained: Pretrained, data: TaskData, settings: BertSettings, script: str):
         """Raises UserError, which names `script`, for a schedule or a list of methods that does not fit."""
         self.pretrained, self.data, self.layers = pretrained, data, pretrained.layers
-        most = settings.layers or self.layers  # of pruned models
-        if most > self.layers:
-            raise UserError(f"layers in {script} is {most}, and the BERT in bert/ has {self.layers}")
-        self.schedule = rates(settings, most, data.task.kind, script)
+        self.schedule = rates(settings, self.layers, data.task.kind, script)
         self.depth = len(self.schedule)
         self.removed_tokens = settings.removed_tokens
         self.key_fields = pretrained.key_fields
@@ -198,19 +195,25 @@ def own_copy(state: State) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def rates(settings: BertSettings, layers: int, kind: str, script: str) -> list[float]:
-    """The schedule of the settings. Raises UserError if it, or a list of methods, does not fit the layers."""
-    schedule = schedules.resolve(settings.pruning_schedule, layers, kind)
-    if isinstance(settings.pruning_schedule, str):
+def rates(settings: BertSettings, depth: int, kind: str, script: str) -> list[float]:
+    """The schedule of the settings, for a BERT of `depth` layers. Raises UserError if it, or a list of
+    methods, does not fit the layers of a pruned model."""
+    given, layers = settings.pruning_schedule, settings.layers or depth
+    if layers > depth:
+        raise UserError(f"layers in {script} is {layers}, and the BERT in bert/ has {depth}")
+    schedule = schedules.resolve(given, depth, kind)
+    advice = f"it needs one rate for each layer, such as {[0, 0.5, *[0] * (layers - 2)][:layers]}"
+    if settings.layers and 0 < len(schedule) <= depth:
+        advice += f", or layers = {None if len(schedule) == depth else len(schedule)}"
+    if isinstance(given, str):
+        if settings.layers not in (None, len(schedule)):
+            has = f"pruning_schedule {given!r} is for {len(schedule)} layers of this BERT, layers is {layers}"
+            raise UserError(f"{has}: set layers = None at the top of {script}")
         layers = len(schedule)
-    fitting = [0, 0.5, *[0] * (layers - 2)][:layers]
-    advice = (
-        f"it needs one rate for each layer, such as {fitting}. Edit pruning_schedule at the top of {script}"
-    )
     try:
         selection.check_schedule(schedule, layers)
     except ValueError as error:
-        raise UserError(f"{error}: {advice}") from None
+        raise UserError(f"{error}: {advice}. Edit pruning_schedule at the top of {script}") from None
     try:
         for method in settings.pruning_methods:
             methods.methods_by_layer(method, layers)
