@@ -18,8 +18,15 @@ def engines_of(rows: dict[str, dict[str, Record]]) -> list[str]:
     return list(dict.fromkeys(engine for by_engine in rows.values() for engine in by_engine))
 
 
-def fastest(by_engine: dict[str, Record]) -> str:
-    return min(by_engine, key=lambda engine: by_engine[engine]["ms"])
+def milliseconds(rows: dict[str, dict[str, Record]], model: str) -> dict[str, float]:
+    """Engine → ms of an example. A few models are timed at a time, beside the dense one each time: what is
+    compared is the ratio to it, and all are scaled to the dense model's first time."""
+    return {engine: rows[DENSE][engine]["ms"] / row["against_dense"] for engine, row in rows[model].items()}
+
+
+def fastest_dense(rows: dict[str, dict[str, Record]]) -> float:
+    """ms of an example, in any engine."""
+    return min(min(milliseconds(rows, model).values()) for model in (STOCK, DENSE))
 
 
 def clock_table(cell: Record) -> Table:
@@ -27,14 +34,14 @@ def clock_table(cell: Record) -> Table:
     promise against the dense model in that engine. Then what the fastest engine gains."""
     rows, table = cell["rows"], []
     engines = engines_of(rows)
+    fair = milliseconds(rows, STOCK)[PLAIN], fastest_dense(rows)
     for model, by_engine in rows.items():
-        texts = []
+        ms, texts = milliseconds(rows, model), []
         for engine in engines:
             row = by_engine.get(engine)
             share = f" ({row['share_of_bound']:.0%})" if row and model not in (STOCK, DENSE) else ""
-            texts.append(f"{row['ms']:.1f}{share}" if row else "")
-        best = by_engine[fastest(by_engine)]
-        gains = [f"× {best[name]:.2f}" for name in ("speedup", "against_fastest")]
+            texts.append(f"{ms[engine]:.1f}{share}" if row else "")
+        gains = [f"× {dense / min(ms.values()):.2f}" for dense in fair]
         table.append([model, f"{1 / by_engine[PLAIN]['bound']:.0%}", *texts, *gains])
     return ["ms an example", "FLOPs", *engines, "against stock", "against the fastest dense"], table
 
@@ -59,9 +66,10 @@ def trained_table(record: Record) -> Table:
         ]
         clocks = []
         for cell in cells:
-            engine = fastest(cell["rows"][model])
-            row = cell["rows"][model][engine]
-            clocks.append(f"{row['ms']:.1f} ms, × {row['against_fastest']:.2f}, {engine}")
+            ms = milliseconds(cell["rows"], model)
+            engine = min(ms, key=ms.__getitem__)
+            gain = fastest_dense(cell["rows"]) / ms[engine]
+            clocks.append(f"{ms[engine]:.1f} ms, × {gain:.2f}, {engine}")
         table.append([model, *texts, "; ".join(others), *clocks])
     return [
         "metric × 100",
@@ -75,10 +83,10 @@ def points_of(record: Record) -> dict[str, list[tuple[str, str, float, float]]]:
     """For a picture: batch size → model, engine, ms of an example, metric × 100."""
     return {
         f"batch {cell['batch_size']}": [
-            (model, engine, row["ms"], 100 * record["judged"][model][engine]["metric"])
-            for model, by_engine in cell["rows"].items()
+            (model, engine, ms, 100 * record["judged"][model][engine]["metric"])
+            for model in cell["rows"]
             if model in record["judged"]
-            for engine, row in by_engine.items()
+            for engine, ms in milliseconds(cell["rows"], model).items()
         ]
         for cell in record["cells"]
         if cell["kind"] == "trained"

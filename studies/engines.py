@@ -220,7 +220,7 @@ class Study:
         self, together: dict[str, Loaded], examples: Examples, size: int
     ) -> dict[str, dict[str, Any]]:
         """Model → engine → its row, as `timing.measure` gives it, but against the dense model in the same
-        engine; and `against_fastest`, the speed-up against the fastest dense model in any engine."""
+        engine."""
         chosen = self.chosen
         groups = workloads.pick_batches(examples, size, chosen.tokens_a_pass)
         variants = {
@@ -240,13 +240,11 @@ class Study:
         for key, row in measured.items():
             name, engine = key.split(BETWEEN)
             rows.setdefault(name, {})[engine] = row
-        fastest = min(row["ms"] for name in (STOCK, DENSE) for row in rows[name].values())
         for by_engine in rows.values():
             for engine, row in by_engine.items():
                 own = rows[DENSE][engine]
                 row["against_dense"], row["bound"] = own["ms"] / row["ms"], own["flops"] / row["flops"]
                 row["share_of_bound"] = row["against_dense"] / row["bound"]
-                row["against_fastest"] = fastest / row["ms"]
         return rows
 
     def write(self, values: dict[str, Any]) -> None:
