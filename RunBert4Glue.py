@@ -12,10 +12,10 @@ from pruning.errors import run_script
 from pruning.tasks import GLUE
 
 # ----------------------------------------------------------------------------------------------
-# Settings. Any of them may differ by task: {"cola": 4, "other": 3}
+# Settings. All but task_names may differ by task: pruned_epochs = {"cola": 4, "other": 3}
 
 # One pruning rate for each layer, in [0, 1]: the share of the tokens still alive that is removed before that
-# layer. 0 builds no pruner there. Or "half", "third", "fifth": layers and rates for so much of the work.
+# layer. 0 builds no pruner there. Or "half", "third", "fifth", with layers = None: a list for so much work.
 pruning_schedule = [0, 0.5, 0, 0, 0, 0]
 layers = 6  # of a pruned model: the first so many of the BERT in bert/; None: all of them, with as many rates
 
@@ -36,11 +36,11 @@ pruned_epochs = 4  # of every pruned model, which starts as the dense one
 batch_size = 32
 learning_rate = 5e-5
 student_learning_rate = 1e-3  # of the students, which start fresh
-fusion_learning_rate = 1e-3  # of what joins [CLS], which starts at 0; try less for fewer than 100 steps
+fusion_learning_rate = 1e-3  # with "fused", of what joins [CLS]; try less for fewer than 100 steps
 distillation_share = 0.5  # of a pruned model's loss: the dense model's answers instead of the labels
 ramp_share = 0.3  # of a pruned model's training, in which its rates rise from 0 to the schedule
 dropout = 0.0  # of pruned models; None: as the BERT's configuration says, and as the dense model is trained
-augmented_copies = 3  # of each sentence, for pruned models; an epoch has as many steps as without
+augmented_copies = 3  # of each sentence: 4 epochs then read it once, and each of its copies once
 word_dropout = 0.15  # share of the words that a copy lacks
 evaluation_batch_size = 64
 timing_examples = 128  # of the dev set, at even distances

@@ -11,7 +11,7 @@ from pruning.errors import run_script
 from pruning.tasks import GLUE
 
 # ----------------------------------------------------------------------------------------------
-# Settings. Any of them may differ by task: {"cola": 4, "other": 3}
+# Settings. All but task_names may differ by task: pruned_epochs = {"cola": 4, "other": 3}
 
 target_prune_rate = 0.5  # share of each sentence's words that is removed, in [0, 1]
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency", and the
