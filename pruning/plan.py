@@ -3,6 +3,14 @@
 The host knows how many tokens every example has and how many of them stay. So it knows every index but those
 that scores decide: it makes all tables ahead, sends them in one copy, and never asks a GPU for anything.
 
+Two sentences, "[CLS] a film [SEP]" and "[CLS] dull [SEP]", of which half go (- is padding):
+
+    batch     C a f S / C d S -    (2, 4)
+    Layout    C a f S C d S        where they lie flat, in slots 0 to 6: no padding, rows start at 0 and 4
+    Step      2 and 2 stay         a plan, made before scores are known: the layout of what stays
+    Trail     C f C S              what stayed, by its slots at the start: 0 2 4 6
+    queries   0 2 4 6              of readable tokens: all seven states stay, these are updated
+
 Shapes: B examples, R = B rows as they lie, W columns of the longest, N slots of a flat tensor, H units.
 """
 
