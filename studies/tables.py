@@ -225,7 +225,7 @@ def headline_table(
     for line, answers in lines.items():
         if line[0] == recipe.get(line[1]) or line[0].startswith(CUT):
             both = in_common(best, answers)
-            data = [f"GLUE, mean of {len(by_task(both[1]))}", "BERT, 12 layers", name_of(line)]
+            data = [f"GLUE, mean of {len(by_task(both[1]))}", "MiniLM-L12", name_of(line)]
             metrics = " → ".join(percent(mean_of(part)) for part in both)
             work = f"{mean_of(answers, itemgetter('flops_kept')):.0%}"
             rows.append([*data, metrics, work, speed[name_of(line)]])
