@@ -134,13 +134,12 @@ def variants_of(loaded: Loaded, examples: Examples, groups: Sequence[torch.Tenso
 
 def judge(loaded: Loaded, task: Any, examples: Examples) -> dict[str, dict[str, Any]]:
     """Engine → the task's metric, and what differs from PyTorch in fp32, see `agreement.Difference`."""
-    groups, labels = batches.sorted_batches(examples.lengths, COMPARED), examples.labels.tolist()
+    groups = batches.sorted_batches(examples.lengths, COMPARED)
     answers = {engine: agreement.answers(run, examples, groups) for engine, run in loaded.runs.items()}
     graph = GRAPHS[type(loaded.model)](loaded.model)
     found = {}
     for engine, answer in answers.items():
-        predictions = metrics.predictions_of(task, answer.logits)
-        metric = metrics.compute(task, labels, predictions)[task.metrics[0]]
+        metric = metrics.primary(task, examples.labels.tolist(), answer.logits)
         others = agreement.difference(graph, examples, answers[PLAIN], answer)
         found[engine] = {"metric": metric, "examples": len(examples), **others._asdict()}
     return found
