@@ -65,10 +65,15 @@ BertMethods = Annotated[list[BertMethod], AfterValidator(_different)]  # [] comp
 LstmMethods = Annotated[list[LstmMethod], AfterValidator(_different)]
 
 
-class Training(BaseModel):
-    """What every training needs."""
+class Strict(BaseModel):
+    """Settings that take no other names, and no other types than they say."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Training(Strict):
+    """What every training needs."""
+
     seeds: Seeds
     training_rows: Count | None
     dense_epochs: Epochs
