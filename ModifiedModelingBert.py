@@ -170,9 +170,9 @@ class PrunedBertEncoder(BertEncoder):
                 tokens = run_stock_layers(segment, tokens, self.config, **kwargs)
             else:
                 tokens = run_layers(segment, tokens, paths, last)
-        alone = only_first and paths is not None and paths.cls_only
+        alone = only_first and paths is not None and paths.cls_only  # states of first tokens, (R, H)
         return PrunedBertOutput(
-            last_hidden_state=tokens.first_in_batch() if alone else tokens.in_batch(),
+            last_hidden_state=tokens.lie.in_order(tokens.states)[:, None] if alone else tokens.in_batch(),
             kept=Kept(trails) if self.pruners else None,
             pruning_loss=torch.stack(losses).mean() if losses else None,
         )

@@ -148,9 +148,8 @@ def compare(model: Any, task: Task, examples: Examples, paths: Sequence[Path]) -
 
 def _metrics(task: Task, examples: Examples, **found: Answers) -> str:
     """The task's metric × 100 of each."""
-    name, labels = task.metrics[0], examples.labels.tolist()
     values = []
     for who, part in found.items():
-        value = metrics.compute(task, labels, metrics.predictions_of(task, part.logits))[name]
+        value = metrics.primary(task, examples.labels.tolist(), part.logits)
         values.append(f"{who} undefined" if value is None else f"{who} {100 * value:.2f}")
-    return f"{name} × 100: {', '.join(values)}"
+    return f"{task.metrics[0]} × 100: {', '.join(values)}"

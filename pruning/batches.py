@@ -164,16 +164,16 @@ class LstmExamples(Examples):
 E = TypeVar("E", bound=Examples)
 
 
-def subset(examples: E, count: int | None, seed: int = 0) -> E:
-    """`count` rows drawn without replacement, the same for the same seed; all of them for None."""
+def subset(examples: E, count: int | None) -> E:
+    """`count` rows drawn without replacement, always the same; all of them for None."""
     if count is None or count >= len(examples):
         return examples
-    return examples.take(_shuffled(len(examples), seed)[:count])
+    return examples.take(_shuffled(len(examples))[:count])
 
 
-def held_out(examples: E, used: int, count: int, seed: int = 0) -> E:
+def held_out(examples: E, used: int, count: int) -> E:
     """At most `count` of the rows that `subset` leaves when it draws `used`."""
-    return examples.take(_shuffled(len(examples), seed)[used : used + count])
+    return examples.take(_shuffled(len(examples))[used : used + count])
 
 
 def drop_words(
@@ -231,5 +231,5 @@ def _totals(counts: Any) -> Tensor:
     return nn.functional.pad(torch.as_tensor(counts, dtype=torch.int64).cumsum(0), (1, 0))
 
 
-def _shuffled(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+def _shuffled(count: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))

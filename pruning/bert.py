@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification
-from pruning import bert_folder, caches, flops, methods, schedules, selection, wordpieces
+from pruning import bert_folder, caches, methods, schedules, selection, wordpieces
 from pruning.batches import Examples
 from pruning.caches import TaskData
 from pruning.devices import say
@@ -19,6 +19,9 @@ from pruning.errors import UserError
 from pruning.settings import BertSettings
 from pruning.tasks import Rows, Task
 from pruning.teachers import BERT_TEACHERS, Place
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 State = Mapping[str, Tensor]
 PREPARED_BY = "PrepareGlue4Bert.py"
@@ -43,8 +46,6 @@ class Pretrained:
     @classmethod
     def read(cls) -> "Pretrained":
         """Raises UserError if there is no BERT in bert/, or its files do not fit together."""
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
         config_file, weights_file = bert_folder.config_path(), bert_folder.weights_path()
         config = bert_folder.read_config(config_file)
         weights = bert_folder.read_weights(weights_file)
@@ -63,6 +64,19 @@ class Pretrained:
         return f"BERT: {self.layers} layers of {self.config['hidden_size']}, weights from {self.weights_file}"
 
 
+def sentences(
+    vocabulary: Sequence[str], examples: Examples, row: int, kept: tuple[Tensor, ...] | None
+) -> list[dict[str, list]]:
+    """One example as people read it: its words, and the layer before which each was dropped (None: never).
+    kept: of a model's output; None of a dense one."""
+    words = [vocabulary[i] for i in examples.ids.row(row)]
+    dropped: list[str | None] = [None] * len(words)
+    for layer, positions in reversed([*enumerate(kept or ())]):
+        alive = set(positions[row].tolist())
+        dropped = [before if i in alive else f"layer {layer}" for i, before in enumerate(dropped)]
+    return [{"words": words, "dropped": dropped}]
+
+
 class Bert:
     """The BERTs of one task, dense and pruned by a `schedule` of one rate for each layer. `key_fields` decide
     the outcome of every run, `pruning_fields` that of pruned ones besides."""
@@ -70,6 +84,7 @@ class Bert:
     name = "BERT"
     teachers = BERT_TEACHERS
     special_tokens = ("[CLS]", "[SEP]")
+    sentences = staticmethod(sentences)
 
     def __init__(self, pretrained: Pretrained, data: TaskData, settings: BertSettings, script: str):
         """Raises UserError, which names `script`, for a schedule or a list of methods that does not fit."""
@@ -117,18 +132,6 @@ class Bert:
         pruned = [layer for layer, rate in enumerate(self.schedule) if rate > 0]
         return {layer: name for layer in pruned if (name := methods.teacher_of(by_layer[layer]))}
 
-    def sentences(
-        self, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
-    ) -> list[dict[str, list]]:
-        """See the function of this name."""
-        return sentences(self.data.vocabulary, examples, row, kept)
-
-    @property
-    def flops_of(self) -> dict[str, Any]:
-        """Variant → function of a model and a batch."""
-        stock = dict.fromkeys(("dense, padded to 128", "dense, stock"), flops.stock_bert)
-        return stock | dict.fromkeys(("dense, ours", "pruned"), flops.pruned_bert)
-
     def dense_variants(self, dense: nn.Module) -> dict[str, nn.Module]:
         """What a pruned model is timed beside: variant → model."""
         stock = stock_copy(dense)
@@ -161,25 +164,10 @@ class Bert:
 
 def load(folder: Path, _config: Any) -> tuple[nn.Module, list[str], Callable[[Rows], Examples]]:
     """What `Bert.save` wrote: the model, its vocabulary, and what turns rows into its input."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     model = PrunedBertForSequenceClassification.from_pretrained(folder, local_files_only=True)
     tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer.get_vocab()
     return model, sorted(ids, key=ids.__getitem__), lambda rows: wordpieces.encode(rows, tokenizer, None)
-
-
-def sentences(
-    vocabulary: Sequence[str], examples: Examples, row: int, kept: tuple[Tensor, ...] | None
-) -> list[dict[str, list]]:
-    """One example as people read it: its words, and the layer before which each was dropped (None: never).
-    kept: of a model's output; None of a dense one."""
-    words = [vocabulary[i] for i in examples.ids.row(row)]
-    dropped: list[str | None] = [None] * len(words)
-    for layer, positions in reversed([*enumerate(kept or ())]):
-        alive = set(positions[row].tolist())
-        dropped = [before if i in alive else f"layer {layer}" for i, before in enumerate(dropped)]
-    return [{"words": words, "dropped": dropped}]
 
 
 def stock_copy(dense: Any) -> BertForSequenceClassification:

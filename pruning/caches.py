@@ -20,7 +20,7 @@ import os
 import pickle
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,6 @@ def fingerprint(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprints(paths: Iterable[Path]) -> dict[str, str]:
-    """File, as a path with forward slashes → SHA-256."""
-    return {path.as_posix(): fingerprint(path) for path in paths}
 
 
 def fingerprint_of_entry(task: Task) -> dict[str, str]:

@@ -65,7 +65,10 @@ def export(model: Any, path: Path) -> None:
             opset_version=OPSET,
             input_names=graph.inputs,
             output_names=graph.outputs,
-            dynamic_shapes=tuple({0: "batch", 1: _length_of(name)} for name in graph.inputs),
+            dynamic_shapes=tuple(
+                {0: "batch", 1: "second_length" if name.startswith("second_") else "length"}
+                for name in graph.inputs
+            ),
             custom_translation_table={
                 torch.ops.aten.sort.stable: _stable_sort,
                 torch.ops.aten.scaled_dot_product_attention.default: _attention,
@@ -83,10 +86,6 @@ def _fold_weights(model: Any) -> None:
     limit = max(value.const_value.nbytes for value in model.graph.initializers.values())
     optimizer.fold_constants(model, input_size_limit=limit, output_size_limit=limit)
     optimizer.remove_unused_nodes(model)
-
-
-def _length_of(name: str) -> str:
-    return "second_length" if name.startswith("second_") else "length"
 
 
 def _stable_sort(scores: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:

@@ -7,14 +7,16 @@ sees padding too. (PyTorch's own counter reports 0 for fused attention on a CPU 
 H units, I units of the feed-forward, n tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from transformers import BertForSequenceClassification
 
+from ModifiedModelingBert import PrunedBertForSequenceClassification
 from pruning import selection
 from pruning.layers import FastPaths, absorbing_pays, ways_of
-from pruning.lstm_model import takes_steps
+from pruning.lstm_model import PrunedLstmClassifier, takes_steps
 from pruning.unpadding import neighbours
 
 Batch = dict[str, Tensor]
@@ -117,3 +119,11 @@ def _sentences(model: Any, mask: Tensor) -> int:
     by_table = model.fast and model.tabled
     student = model.pruner.table_flops(rows * width) if by_table else model.pruner.flops(rows, width)
     return recurrence + student
+
+
+# Type of a model → its FLOPs on a batch
+FORMULAS: dict[type, Callable[[Any, Batch], int]] = {
+    BertForSequenceClassification: stock_bert,
+    PrunedBertForSequenceClassification: pruned_bert,
+    PrunedLstmClassifier: pruned_lstm,
+}

@@ -19,7 +19,7 @@ from ModifiedModelingBert import PrunedBertForSequenceClassification
 from pruning import pruners, selection
 from pruning.layers import FastPaths, run_flat
 from pruning.lstm_model import PrunedLstmClassifier, maximum_over_time
-from pruning.selection import Readable, TokenFusion, Tokens
+from pruning.selection import TokenFusion, Tokens, gather
 from pruning.unpadding import Unpadding
 
 TYPICAL_LENGTH = 128  # tokens of a sentence, for what has to be decided once for all lengths
@@ -28,11 +28,11 @@ PATHS = FastPaths(fused_product=False)  # oneDNN's operators are PyTorch's own
 
 
 class Graph(nn.Module):
-    """What both kinds share. Each has `example`, inputs to trace it with, and `kept_by`: of what the PyTorch
-    model's output says, what the graph gives beside logits.
+    """What both kinds share. Each has `example`, inputs to trace it with.
 
     Attributes:
         inputs, outputs: their names.
+        pruned: the layers before which tokens are removed; of an LSTM the sentences, by number.
         keep_first: whether the first token stays whatever its score.
         margins: a list to fill with how far apart the two scores at each cut are, for one example alone.
     """
@@ -40,8 +40,13 @@ class Graph(nn.Module):
     model: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    pruned: Sequence[int]
     keep_first: bool
     margins: list[float] | None = None
+
+    def kept_by(self, kept: Sequence[Tensor] | None) -> list[Tensor]:
+        """Of what the PyTorch model's output says, what the graph gives beside logits."""
+        return [kept[place] for place in self.pruned] if kept else []
 
     def prune(self, tokens: Tokens, scores: Tensor, rate: float, fusion: TokenFusion | None = None) -> Tokens:
         """The tokens that stay, as `Tokens.keep` has them, with sizes left free."""
@@ -62,7 +67,7 @@ def _start(states: Tensor | None, mask: Tensor, ids: Tensor) -> Tokens:
 
 
 class BertGraph(Graph):
-    """A pruned BERT. Attribute `pruned`: the layers before which tokens are removed."""
+    """A pruned BERT."""
 
     keep_first = True
     inputs = ("input_ids", "attention_mask", "token_type_ids")
@@ -73,9 +78,6 @@ class BertGraph(Graph):
         self.pruned = [layer for layer, rate in enumerate(model.schedule) if rate > 0]
         self.outputs = ("logits", *(f"kept_{layer}" for layer in self.pruned))
 
-    def kept_by(self, kept: tuple[Tensor, ...] | None) -> list[Tensor]:
-        return [kept[layer] for layer in self.pruned] if kept else []
-
     def example(self) -> tuple[Tensor, ...]:
         return tuple(torch.ones(EXAMPLE, dtype=torch.int64) for _ in self.inputs)
 
@@ -84,22 +86,20 @@ class BertGraph(Graph):
     ) -> tuple[Tensor, ...]:
         bert, mask = self.model.bert, attention_mask.bool()
         encoder, kept, typical = bert.encoder, [], TYPICAL_LENGTH
-        states = bert.embeddings(input_ids, token_type_ids)
-        tokens = _start(states, mask, input_ids)
+        tokens, read = _start(bert.embeddings(input_ids, token_type_ids), mask, input_ids), None
         for start, end in encoder.segments():
             if start in self.pruned:
+                if self.model.config.removed_tokens == "readable":
+                    read = read or tokens
                 rate = encoder.schedule[start]
                 tokens = self._prune(start, tokens, rate)
                 typical = selection.count_kept(typical, rate)
                 kept.append(tokens.kept_positions())
-            tokens = _run(encoder.layer[start:end], tokens, typical, end == len(encoder.layer))
+            tokens, read = _run(encoder.layer[start:end], tokens, read, typical, end == len(encoder.layer))
         return self.model.classifier(bert.pooler(tokens.states)), *kept
 
     def _prune(self, layer: int, tokens: Tokens, rate: float) -> Tokens:
         encoder: Any = self.model.bert.encoder
-        if self.model.config.removed_tokens == "readable" and tokens.readable is None:
-            assert tokens.states is not None
-            tokens.readable = Readable(tokens.states, tokens.mask, [])
         fusion = encoder.fusions[str(layer)] if encoder.fusions else None
         if rate == 1:  # [CLS] alone stays: nothing to score, and no size depends on the length
             first = torch.zeros(tokens.mask.shape[0], 1, dtype=torch.int64)
@@ -108,27 +108,36 @@ class BertGraph(Graph):
         return self.prune(tokens, scores, rate, fusion)
 
 
-def _run(segment: Sequence[Any], tokens: Tokens, typical: int, is_last: bool) -> Tokens:
-    """As layers.run_layers, with sizes left free: padding stays. typical: tokens that are updated."""
-    read: Any = tokens.readable or tokens
-    (rows, updated), width = tokens.mask.shape, read.mask.shape[1]
+def _run(
+    segment: Sequence[Any], tokens: Tokens, read: Tokens | None, typical: int, is_last: bool
+) -> tuple[Tokens, Tokens | None]:
+    """As layers.run_layers, with sizes left free: padding stays, on the right, and positions are columns.
+
+    Args:
+        read: all tokens, where removed ones are still read; None where nothing sees them again.
+        typical: tokens that are updated.
+    """
+    whole: Any = read or tokens
+    (rows, updated), width = tokens.mask.shape, whole.mask.shape[1]
     first = torch.arange(rows) * width
     lie = Unpadding(
         (rows, width),
         [(rows, width, updated)],
         first,
-        mask=read.mask[:, None, None],
-        typical=[(1, typical if tokens.readable is None else TYPICAL_LENGTH, typical)],
+        mask=whole.mask[:, None, None],
+        typical=[(1, typical if read is None else TYPICAL_LENGTH, typical)],
     )
     queries = None
-    if tokens.readable is not None:  # where an example has fewer tokens, its last column is padding
+    if read is not None:  # where an example has fewer tokens, its last column is padding
         columns = tokens.positions.masked_fill(~tokens.mask, width - 1)
         queries = (first[:, None] + columns).flatten()
-    states = run_flat(segment, lie.flatten(read.states), lie, queries, PATHS, is_last)
+    states = run_flat(segment, lie.flatten(whole.states), lie, queries, PATHS, is_last)
     if is_last:
-        return replace(tokens, states=states[:, None])
-    whole = lie.unflatten(states)
-    return replace(tokens, states=whole) if tokens.readable is None else tokens.updated(whole)
+        return replace(tokens, states=states[:, None]), None
+    states = lie.unflatten(states)
+    if read is None:
+        return replace(tokens, states=states), None
+    return replace(tokens, states=gather(states, tokens.positions)), replace(read, states=states)
 
 
 class LstmGraph(Graph):
@@ -145,16 +154,14 @@ class LstmGraph(Graph):
         self.model = model
         sentences = ("", "second_") if model.config["pair"] else ("",)
         self.inputs = tuple(before + name for before in sentences for name in ("ids", "mask"))
-        self.outputs = ("logits", *(before + "kept" for before in sentences if model.pruner is not None))
+        self.pruned = range(len(sentences)) if model.pruner is not None else ()
+        self.outputs = ("logits", *(sentences[number] + "kept" for number in self.pruned))
         if isinstance(model.pruner, pruners.StudentPruner):
             self.register_buffer("table", model.pruner.fold(model.embedding.weight))
         from_word, from_state, word_bias, state_bias = map(_in_onnx_order, model.lstm.all_weights[0])
         self.register_buffer("from_word", from_word[None])
         self.register_buffer("from_state", from_state[None])
         self.register_buffer("bias", torch.cat([word_bias, state_bias])[None])
-
-    def kept_by(self, kept: tuple[Tensor, ...] | None) -> list[Tensor]:
-        return [*(kept or ())]
 
     def example(self) -> tuple[Tensor, ...]:
         rows, width = EXAMPLE

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.activations import GELUActivation
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertIntermediate, BertLayer, BertSelfAttention
@@ -69,11 +69,7 @@ def needs_stock_layers(encoder: BertEncoder, arguments: dict[str, Any]) -> bool:
 def run_layers(
     segment: Sequence[BertLayer], tokens: FlatTokens, paths: FastPaths, only_first: bool
 ) -> FlatTokens:
-    """Layers with no pruner between them.
-
-    Args:
-        only_first: with `paths.cls_only`, the states are those of each sequence's first token alone, (R, H).
-    """
+    """Layers with no pruner between them; see `run_flat`."""
     paths = _possible(paths, tokens.states)
     states = run_flat(segment, tokens.states, tokens.lie, tokens.queries, paths, only_first)
     return replace(tokens, states=states)
@@ -175,8 +171,9 @@ def _run_layer(
 
 def _linear(part: nn.Module, x: Tensor, paths: FastPaths) -> Tensor:
     """A linear layer, or whatever stands in its place."""
-    if paths.fused_product and type(part) is nn.Linear:
-        return _product(x, part.weight, part.bias, paths)
+    # how many tokens there are is not asked of an exported graph: it would become a guard
+    if paths.fused_product and type(part) is nn.Linear and x.numel() // x.shape[-1] in FEW_TOKENS:
+        return _onednn_product(x, part.weight, part.bias, "none")
     return part(x)
 
 
@@ -184,17 +181,10 @@ def _inner(intermediate: BertIntermediate, states: Tensor, paths: FastPaths) -> 
     """The inner layer of the feed-forward, activation included."""
     dense, activation = intermediate.dense, intermediate.intermediate_act_fn
     if paths.fused_product and type(dense) is nn.Linear and isinstance(activation, GELUActivation):
-        tokens = states.numel() // states.shape[-1]  # not asked of an exported graph: it would become a guard
+        tokens = states.numel() // states.shape[-1]
         if tokens in FEW_TOKENS or (AVX512 and tokens >= FEW_TOKENS.stop):
             return _onednn_product(states, dense.weight, dense.bias, "gelu")
     return activation(_linear(dense, states, paths))
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, paths: FastPaths) -> Tensor:
-    """x · weightᵀ + bias."""
-    if paths.fused_product and x.numel() // x.shape[-1] in FEW_TOKENS:
-        return _onednn_product(x, weight, bias, "none")
-    return linear(x, weight, bias)
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from torch import Tensor, nn
 
-from pruning import flops, methods
+from pruning import methods
 from pruning.batches import Examples, LstmExamples, Ragged
 from pruning.caches import TaskData
 from pruning.lstm_model import PrunedLstmClassifier
@@ -26,6 +26,20 @@ from pruning.tasks import Rows
 from pruning.teachers import LSTM_TEACHERS, Place
 
 UNKNOWN = "[UNK]"  # the word that stands for all that are not in the vocabulary
+
+
+def sentences(
+    vocabulary: Sequence[str], examples: Examples, row: int, kept: tuple[Tensor, ...] | None
+) -> list[dict[str, list]]:
+    """One example as people read it: for each sentence its words, and "the LSTM" beside each that was
+    dropped. kept: of a model's output; None of a dense one."""
+    shown = []
+    for i, sentence in enumerate(examples.sentences()):
+        words = [vocabulary[word] for word in sentence.row(row)]
+        alive = set(range(len(words))) if kept is None else set(kept[i][row].tolist())
+        dropped = [None if position in alive else "the LSTM" for position in range(len(words))]
+        shown.append({"words": words, "dropped": dropped})
+    return shown
 
 
 class Lstm:
@@ -37,6 +51,8 @@ class Lstm:
     special_tokens = ()
     layers = depth = 1
     pruned_layers = ("the LSTM",)
+    sentences = staticmethod(sentences)
+    method_name = staticmethod(str)  # in records and tables
 
     def __init__(self, data: TaskData, target_prune_rate: float):
         self.data, self.rate = data, target_prune_rate
@@ -54,28 +70,12 @@ class Lstm:
         methods.set_frequencies(model, self.data.counts)
         return model
 
-    def method_name(self, method: Any) -> str:
-        """A method's name in records and tables."""
-        return method
-
     def teachers_of(self, method: Any) -> dict[Place, str]:
         """Which sentence needs which teacher's scores."""
         teacher = methods.teacher_of(method)
         if teacher is None or self.rate == 0:
             return {}
         return dict.fromkeys(("first", "second") if self.is_pair else ("first",), teacher)
-
-    def sentences(
-        self, examples: Examples, row: int, kept: tuple[Tensor, ...] | None
-    ) -> list[dict[str, list]]:
-        """See the function of this name."""
-        return sentences(self.data.vocabulary, examples, row, kept)
-
-    @property
-    def flops_of(self) -> dict[str, Any]:
-        """Variant → function of a model and a batch."""
-        names = ("dense, padded to 128", "dense, stock", "dense, packed", "dense, ours", "pruned")
-        return dict.fromkeys(names, flops.pruned_lstm)
 
     def dense_variants(self, dense: nn.Module) -> dict[str, nn.Module]:
         """What a pruned model is timed beside: variant → model."""
@@ -124,20 +124,6 @@ def split_words(text: str) -> list[str]:
     """The words of a text as `words.standardize` divides them, without TensorFlow."""
     joined = regex.sub(r"(\p{L})['’](\p{L})", r"\1\2", text.lower())
     return regex.sub(r"[^\p{L}\p{M}\p{N}]+", " ", joined).split()
-
-
-def sentences(
-    vocabulary: Sequence[str], examples: Examples, row: int, kept: tuple[Tensor, ...] | None
-) -> list[dict[str, list]]:
-    """One example as people read it: for each sentence its words, and "the LSTM" beside each that was
-    dropped. kept: of a model's output; None of a dense one."""
-    shown = []
-    for i, sentence in enumerate(examples.sentences()):
-        words = [vocabulary[word] for word in sentence.row(row)]
-        alive = set(range(len(words))) if kept is None else set(kept[i][row].tolist())
-        dropped = [None if position in alive else "the LSTM" for position in range(len(words))]
-        shown.append({"words": words, "dropped": dropped})
-    return shown
 
 
 def bag_of_words(data: TaskData, training: Examples) -> dict[str, list[float]]:

@@ -4,7 +4,7 @@
 and a student of each teacher.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,10 +39,15 @@ BERT_METHODS = table_of(PRUNERS, BERT_TEACHERS)
 LSTM_METHODS = table_of([name for name in PRUNERS if name not in BERT_ONLY], LSTM_TEACHERS)
 
 
-def build_pruner(method: str, methods: dict[str, Callable[..., Pruner]], config: PrunerConfig) -> Pruner:
-    """The pruner called `method`. Raises ValueError for a name that is not in `methods`."""
+def check_method(method: str, methods: Collection[str]) -> None:
+    """Raises ValueError for a name that is not in `methods`."""
     if method not in methods:
         raise ValueError(f"unknown pruning method {method!r}; known are: {', '.join(methods)}")
+
+
+def build_pruner(method: str, methods: dict[str, Callable[..., Pruner]], config: PrunerConfig) -> Pruner:
+    """The pruner called `method`. Raises ValueError for a name that is not in `methods`."""
+    check_method(method, methods)
     return methods[method](config)
 
 
@@ -53,8 +58,7 @@ def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
         wanted = f"one for each of the {layers} layers"
         raise ValueError(f"a list of pruning methods needs {wanted}, not {len(by_layer)}")
     for method in by_layer:
-        if method not in BERT_METHODS:
-            raise ValueError(f"unknown pruning method {method!r}; BERT knows: {', '.join(BERT_METHODS)}")
+        check_method(method, BERT_METHODS)
     return by_layer
 
 
@@ -96,7 +100,7 @@ def prune(
         lengths = [count_kept(length, rate) for length in tokens.lengths]
         if pruner.training or pruner.needs_grid:
             seen = tokens.on_grid()
-            teacher_scores = None if teacher_scores is None else tokens.in_rows(teacher_scores)
+            teacher_scores = None if teacher_scores is None else tokens.trail.start.in_rows(teacher_scores)
         elif max(lengths) == 1:  # the first token alone stays
             return tokens.keep(None, lengths, keep_first, fusion), None
         else:

@@ -44,6 +44,11 @@ def compute(task: Task, labels: Sequence[float], predictions: Sequence[float]) -
     return {name: _metric(name, np.asarray(labels), np.asarray(predictions)) for name in task.metrics}
 
 
+def primary(task: Task, labels: Sequence[float], logits: Tensor) -> float | None:
+    """GLUE's primary metric of the task. Logits (N, C)."""
+    return _metric(task.metrics[0], np.asarray(labels), np.asarray(predictions_of(task, logits)))
+
+
 def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float | None:
     value = float(METRICS[name](labels, predictions))
     return value if math.isfinite(value) else None
@@ -54,7 +59,6 @@ def paired_differences(
     labels: Sequence[float],
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
     draws: int,
-    seed: int = 0,
 ) -> np.ndarray:
     """What the difference of the primary metric between two models would be on other examples and seeds.
 
@@ -66,7 +70,7 @@ def paired_differences(
 
     Returns (draws,), the one's metric less the other's, each the mean over the seeds drawn.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     true, metric = np.asarray(labels), METRICS[task.metrics[0]]
     answers = np.asarray(pairs)  # (seeds, 2, N)
     differences = np.empty(draws)

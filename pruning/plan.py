@@ -245,14 +245,6 @@ class FlatTokens:
             self.lengths,
         )
 
-    def in_rows(self, aligned: Tensor) -> Tensor:
-        """(B, …) as the batch has it → (R, …)."""
-        return self.trail.start.in_rows(aligned)
-
-    def first_in_batch(self) -> Tensor:
-        """(B, 1, H), where the states are those of the first tokens alone."""
-        return self.lie.in_order(self.states)[:, None]
-
     def in_batch(self) -> Tensor:
         """(B, K, H) the states of the tokens that are updated; 0 where an example has fewer, but in padding
         that never left."""

@@ -147,8 +147,11 @@ def write_front(path: Path, panels: dict[str, list[tuple[str, str, float, float]
         for engine, marker in zip(engines, MARKERS, strict=False):
             for is_cut, colour in ((False, COLOURS[0]), (True, COLOURS[1])):
                 label = f"{engine}, {'only cut' if is_cut else 'dense or pruned'}"
-                chosen = [p for p in points if p[1] == engine and _is_only_cut(p[0]) == is_cut]
-                places = [(ms, metric) for _, _, ms, metric in chosen]
+                places = [
+                    (ms, metric)
+                    for model, other, ms, metric in points
+                    if other == engine and (model.startswith("cut to") and "," not in model) == is_cut
+                ]
                 x, y = zip(*places, strict=True) if places else ((), ())
                 panel.plot(x, y, marker, color=colour, label=label, alpha=0.7)
         for model, _, ms, metric in {p[0]: p for p in sorted(points, key=lambda p: -p[2])}.values():
@@ -160,10 +163,6 @@ def write_front(path: Path, panels: dict[str, list[tuple[str, str, float, float]
             formatter("{x:g}")
     panel.legend()
     _save(figure, path)
-
-
-def _is_only_cut(model: str) -> bool:
-    return model.startswith("cut to") and "," not in model
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -9,27 +9,13 @@ FOLDER is a run's, such as records/BERT/sst-2/head-seed0-1a2b3c4d. A pair is two
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pruning import errors, readers, records, saved
 from pruning.errors import UserError
 from pruning.saved import Answer, SavedModel, Text
 from pruning.tasks import TASKS
-
-
-def texts_of(model: SavedModel, lines: Iterable[str]) -> list[Text]:
-    """Lines as a model takes them: sentences, or pairs by their tab. Raises UserError for a line that is
-    something else."""
-    if not model.is_pair:
-        return [*lines]
-    pairs = [tuple(line.split("\t")) for line in lines]
-    for pair in pairs:
-        if len(pair) != 2:
-            raise UserError(
-                f"{model.folder} answers pairs: two sentences with a tab between, not {pair[0]!r}"
-            )
-    return pairs  # type: ignore[return-value]
 
 
 def line_of(text: Text, answer: Answer) -> str:
@@ -80,7 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.glue:
         write_glue(model)
         return
-    texts = texts_of(model, given.texts or (line.rstrip("\r\n") for line in sys.stdin))
+    lines = given.texts or (line.rstrip("\r\n") for line in sys.stdin)
+    texts: list[Any] = [tuple(line.split("\t")) if model.is_pair else line for line in lines]
     for text, answer in zip(texts, model.answer(texts, given.words), strict=True):
         print(line_of(text, answer), *(dropped_words(answer) if given.words else []), sep="\n")
 

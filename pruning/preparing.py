@@ -42,7 +42,8 @@ def prepare(
     for task in tasks.available(all_tasks):
         path = caches.path_of(model, task.name)
         try:
-            files = caches.fingerprints([*task.paths().values(), *sources])
+            made_from = [*task.paths().values(), *sources]
+            files = {file.as_posix(): caches.fingerprint(file) for file in made_from}
         except OSError as error:
             raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
         fingerprints = files | caches.fingerprint_of_entry(task)

@@ -11,6 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pruning.caches import whole_file
+from pruning.devices import device_name
 
 RECORDS = Path("records")
 RECORD = "record.json"
@@ -59,8 +62,8 @@ def folder_of_clock(study: str, record: dict[str, Any]) -> Path:
     return RECORDS / study / f"{slug(record['device'])}-{key}"
 
 
-def header(device: str, precision: str, wall_seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
-    """What every record says of its making."""
+def header(device: torch.device, precision: str, started: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """What every record says of its making. started: in seconds since the epoch."""
     environment = {
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -69,10 +72,10 @@ def header(device: str, precision: str, wall_seconds: float, settings: dict[str,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return {
-        "device": device,
+        "device": device_name(device),
         "processor": processor(),
         "precision": precision,
-        "wall_seconds": round(wall_seconds, 1),
+        "wall_seconds": round(time.time() - started, 1),
         "settings": settings,
         "environment": environment,
     }
@@ -141,9 +144,9 @@ def _by_folder(model: str) -> dict[Path, dict[str, Any] | None]:
 # --- The summary -----------------------------------------------------------------------------
 
 
-def mean_sd(values: list[float], scale: float = 1.0, digits: int = 1, sign: str = "") -> str:
-    spread = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * statistics.mean(values):{sign}.{digits}f}{spread}"
+def mean_sd(values: list[float], scale: float, sign: str = "") -> str:
+    spread = f" ± {scale * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{scale * statistics.mean(values):{sign}.1f}{spread}"
 
 
 def _groups(all_records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -3,7 +3,8 @@
 Shapes: B sentences, T words of the longest, V words of the vocabulary, E units of embeddings, H of the LSTM.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -110,7 +111,8 @@ class Recurrence(nn.LSTM):
         is_sorted = order == list(range(rows))
         if not is_sorted:
             ids = ids[torch.tensor(order)]
-        readings = [*_readings([lengths[row] for row in order])]
+        from_shortest = sorted(lengths)
+        readings = [rows - bisect(from_shortest, step) for step in range(from_shortest[-1])]
 
         def gates_of(ids: Tensor) -> Tensor:
             return tables.gates.index_select(0, ids) if tables else self._multiplied(embedding(ids, words))
@@ -166,12 +168,3 @@ def _in_order(weight: Tensor) -> Tensor:
     """The gates (4H, …) in PyTorch's order (input, forget, cell, output) with the cell last."""
     entry, keep, cell, output = weight.chunk(4)
     return torch.cat([entry, keep, output, cell])
-
-
-def _readings(lengths: Sequence[int]) -> Iterator[int]:
-    """How many sentences have a word in each step. lengths: longest first."""
-    reading = len(lengths)
-    for step in range(lengths[0]):
-        while lengths[reading - 1] <= step:
-            reading -= 1
-        yield reading

@@ -11,6 +11,7 @@ from torch import Tensor
 from pruning import batches, devices, lstm, metrics, pages, plots, records, saved, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError
+from pruning.flops import FORMULAS
 from pruning.grid import Experiment, Method, Trained, methods_of
 from pruning.methods import is_upper_bound
 from pruning.records import BAG_OF_WORDS, DENSE
@@ -108,8 +109,8 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
         if "padded" in name:  # at least to the longest sentence; all others as wide as a batch needs
             width = max(timing.PADDED, *(int(part.lengths.max()) for part in examples.sentences()))
         inputs = [batches.to_device(examples.batch(rows, width), device) for rows in groups]
-        flops = sum(experiment.builder.flops_of[name](model, batch) for batch in inputs)
-        return Variant(lambda: [model(**batch).logits for batch in inputs], sum(map(len, groups)), flops)
+        operations = sum(FORMULAS[type(model)](model, batch) for batch in inputs)
+        return Variant(lambda: [model(**batch).logits for batch in inputs], sum(map(len, groups)), operations)
 
     def measured(groups: Sequence[Tensor]) -> dict[str, dict[str, Any]]:
         variants = {name: variant(name, groups) for name in models}
@@ -136,8 +137,7 @@ def record(
         return
     task, fields = experiment.data.task.name, experiment.key_fields_of(trained.method)
     pruning = experiment.builder.pruning_text if trained.method not in (DENSE, BAG_OF_WORDS) else ""
-    accelerator, seconds = experiment.accelerator, time.time() - trained.started
-    device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)
+    device, precision = experiment.accelerator.device, devices.precision_name(experiment.accelerator)
     dense = None if trained.method == DENSE else records.read(experiment.folder_of(DENSE))
     content = {
         "key": records.key_of(fields),
@@ -149,7 +149,7 @@ def record(
         "seed": fields["seed"],
         "sample": experiment.data.sample,
         "training": f"{len(experiment.train_examples)} rows",
-        **records.header(device, precision, seconds, experiment.settings.model_dump()),
+        **records.header(device, precision, trained.started, experiment.settings.model_dump()),
         "key_fields": fields,
         "splits": evaluations,
         "timings": timings,
@@ -191,7 +191,7 @@ def _shown(
     shown = [
         {
             "outcome": names[outcomes[row]],
-            "sentences": experiment.builder.sentences(inputs.examples, i, kept),
+            "sentences": experiment.builder.sentences(experiment.data.vocabulary, inputs.examples, i, kept),
             "label": task.label_name(label),
             "answer": answer(predictions[row]),
             "right": bool(right[row]),

@@ -122,7 +122,7 @@ class SavedModel:
         model: in evaluation mode.
         vocabulary: the words by their ids.
         encode_rows: rows to the model's inputs.
-        sentences: as `Bert.sentences`, with the vocabulary first.
+        sentences: the model's words and what becomes of them, see `bert.sentences`.
     """
 
     folder: Path
@@ -149,8 +149,8 @@ class SavedModel:
         """Sentences or pairs as the model reads them; labels 0. Raises UserError for one where the other is
         wanted."""
         for text in texts:
-            if isinstance(text, str) == self.is_pair:
-                wanted = "pairs of sentences" if self.is_pair else "single sentences"
+            if isinstance(text, str) == self.is_pair or (self.is_pair and len(text) != 2):
+                wanted = "pairs of sentences (a tab between)" if self.is_pair else "single sentences"
                 raise UserError(f"{self.folder} answers {wanted}; this is none: {text!r}")
         first, second = zip(*texts, strict=True) if self.is_pair else (texts, None)
         rows = Rows([*first], None if second is None else [*second], [0.0] * len(texts), [])

@@ -137,20 +137,6 @@ class TokenFusion(nn.Module):
 
 
 @dataclass
-class Readable:
-    """All tokens of a batch, of which some are no longer updated but still read by the others.
-
-    Attributes:
-        states: (B, T, H), of a removed token its last ones.
-        mask, lengths: as in `Tokens`, of the whole examples.
-    """
-
-    states: Tensor
-    mask: Tensor
-    lengths: list[int]
-
-
-@dataclass
 class Tokens:
     """A batch on its way through a model, with all that is aligned with its tokens.
 
@@ -161,7 +147,6 @@ class Tokens:
         ids: (B, T) int64 ids of the vocabulary; None where the model was given embeddings.
         whole: ids and mask of the whole examples, before anything was removed; None like `ids`.
         lengths: the B sums of `mask`, known to the host.
-        readable: all tokens, where removed ones are still read; None where nothing sees them again.
     """
 
     states: Tensor | None
@@ -170,7 +155,6 @@ class Tokens:
     ids: Tensor | None
     whole: tuple[Tensor, Tensor] | None
     lengths: list[int]
-    readable: Readable | None = None
 
     @classmethod
     def start(cls, states: Tensor | None, mask: Tensor, ids: Tensor | None) -> "Tokens":
@@ -182,18 +166,6 @@ class Tokens:
     def is_full(self) -> bool:
         """Whether there is no padding."""
         return min(self.lengths) == self.mask.shape[1]
-
-    def columns(self) -> Tensor:
-        """(B, T) the column of each token among the readable ones."""
-        assert self.readable is not None
-        in_order = (~self.readable.mask).int().argsort(dim=1, stable=True)  # the columns of the real tokens
-        return in_order.gather(1, self.positions)
-
-    def updated(self, states: Tensor) -> "Tokens":
-        """With the states (B, T, H) of all readable tokens after a layer."""
-        assert self.readable is not None
-        alive = gather(states, self.columns())
-        return replace(self, states=alive, readable=replace(self.readable, states=states))
 
     def kept_positions(self) -> Tensor:
         """(B, T) `positions`, and -1 at padding."""

@@ -41,9 +41,8 @@ def _method(table: Mapping[str, Any], kinds: str) -> BeforeValidator:
         names = value if isinstance(value, list) else [value]
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"it should be {kinds}")
-        unknown = [name for name in names if name not in table]
-        if unknown:
-            raise ValueError(f"unknown pruning method {unknown[0]!r}; known are: {', '.join(table)}")
+        for name in names:
+            methods.check_method(name, table)
         return value
 
     return BeforeValidator(check)
@@ -66,10 +65,15 @@ BertMethods = Annotated[list[BertMethod], AfterValidator(_different)]  # [] comp
 LstmMethods = Annotated[list[LstmMethod], AfterValidator(_different)]
 
 
-class Training(BaseModel):
-    """What every training needs."""
+class Strict(BaseModel):
+    """Settings that take no other names, and no other types than they say."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Training(Strict):
+    """What every training needs."""
+
     seeds: Seeds
     training_rows: Count | None
     dense_epochs: Epochs

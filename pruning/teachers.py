@@ -12,6 +12,7 @@ Shapes: B examples, T positions, H units, L layers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -74,22 +75,26 @@ def attention_teachers(model: Any, batch: Batch, layers: Sequence[int]) -> Score
         model.set_attn_implementation(fast)
     mask = batch["attention_mask"].bool()
     queries = mask[:, None, :, None] / mask.sum(dim=1)[:, None, None, None]
-    emitted = rolled = None  # (B, 1, T)
+    means = [attention.mean(dim=1) for attention in output.attentions]  # (B, T, T)
+    itself = torch.eye(mask.shape[1], device=mask.device)
+    emitted, rolled = reach(means), reach([(mean + itself) / 2 for mean in means])
     scores: Scores = {name: {} for name, function in BERT_TEACHERS.items() if function is attention_teachers}
-    for layer in reversed(range(len(sizes))):
+    for layer in layers:
         attention = output.attentions[layer]  # (B, heads, T, T), rows that sum to 1
-        mean = attention.mean(dim=1)  # (B, T, T)
-        with_itself = (mean + torch.eye(mean.shape[1], device=mean.device)) / 2
-        emitted = mean[:, :1] if emitted is None else emitted @ mean
-        rolled = with_itself[:, :1] if rolled is None else rolled @ with_itself
-        if layer in layers:
-            received = (attention * queries).sum(dim=2)  # (B, heads, T)
-            scores["column mean"][layer] = received.mean(dim=1) * mask
-            scores["[CLS] row"][layer] = mean[:, 0] * mask
-            scores["attention x values"][layer] = (received * sizes[layer]).mean(dim=1) * mask
-            scores["ideal emission rate"][layer] = emitted[:, 0] * mask
-            scores["attention rollout"][layer] = rolled[:, 0] * mask
+        received = (attention * queries).sum(dim=2)  # (B, heads, T)
+        scores["column mean"][layer] = received.mean(dim=1) * mask
+        scores["[CLS] row"][layer] = means[layer][:, 0] * mask
+        scores["attention x values"][layer] = (received * sizes[layer]).mean(dim=1) * mask
+        scores["ideal emission rate"][layer] = emitted[layer] * mask
+        scores["attention rollout"][layer] = rolled[layer] * mask
     return scores
+
+
+def reach(means: Sequence[Tensor]) -> list[Tensor]:
+    """How much of each token reaches [CLS] at the end, by layer: (B, T), the row of [CLS] in the product
+    A_{L-1} … A_{l+1} A_l. means: A of each layer, (B, T, T)."""
+    rows = accumulate(reversed(means[:-1]), torch.matmul, initial=means[-1][:, :1])  # (B, 1, T)
+    return [row[:, 0] for row in rows][::-1]
 
 
 def value_sizes(attention: Any, states: Tensor) -> Tensor:

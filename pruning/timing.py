@@ -7,9 +7,9 @@ slow for all of them.
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from torch import nn
 from pruning.pruners import Pruner
 
 PADDED = 128  # the length that the first code, and most papers, pad every input to
+
+K = TypeVar("K", bound=Hashable)  # what variants are told apart by: names
 
 
 @dataclass
@@ -36,14 +38,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], Any]], device: torch.device, passes: int, at_least_seconds: float = 0
-) -> dict[str, list[float]]:
+    runs: dict[K, Callable[[], Any]], device: torch.device, passes: int, at_least_seconds: float = 0
+) -> dict[K, list[float]]:
     """Seconds of each run in each pass. The runs take turns; one pass before the first is not counted.
 
     Args:
         passes: how many, or more until `at_least_seconds` are over.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[K, list[float]] = {name: [] for name in runs}
     for run in runs.values():  # warm-up
         run()
     began = time.perf_counter()
@@ -67,15 +69,15 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def measure(
-    variants: dict[str, Variant],
+    variants: dict[K, Variant],
     *,
-    fair: Sequence[str],
-    dense: str,
+    fair: Sequence[K],
+    dense: K,
     device: torch.device,
     passes: int,
     at_least_seconds: float = 0,
     inference: bool = True,
-) -> dict[str, dict[str, Any]]:
+) -> dict[K, dict[str, Any]]:
     """Times the variants in turns.
 
     Args:
@@ -96,7 +98,7 @@ def measure(
     each = {name: [s / v.examples for s in seconds[name]] for name, v in variants.items()}
     median = {name: statistics.median(times) for name, times in each.items()}
     baseline, own = min(median[name] for name in fair), variants[dense]
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[K, dict[str, Any]] = {}
     for name, variant in variants.items():
         row = rows[name] = {
             "ms": 1_000 * median[name],

@@ -87,11 +87,10 @@ def run(script: ModuleType, *arguments: list[str]) -> None:
 
 def table() -> str:
     """One row for each model, task and method with a record in the current folder."""
-    wanted = [records.HEADER.index(name) for name in COLUMNS]
     rows = [
-        [model, *(row[column] for column in wanted)]
-        for model in ("BERT", "LSTM")
-        for row in records.summary_rows(records.read_all(model))
+        [model, *(line.cells[name] for name in COLUMNS)]
+        for model in records.MODELS
+        for line in records.lines(records.read_all(model))
     ]
     return records.markdown(["model", *COLUMNS], rows)
 

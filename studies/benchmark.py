@@ -10,19 +10,21 @@ within one cell, see `timing.measure`; `studies.workloads` builds what is compar
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from pruning import devices, methods, plots, records, settings, timing
+from pruning.errors import run_script
 from pruning.pruners import TeacherPruner, ThresholdPruner
 from pruning.settings import Count, Share
 from pruning.timing import Variant
 from studies import workloads
+from studies.comparison_tables import Record, Table
 from studies.tables import OURS, STOCK, cell_table
 from studies.workloads import Berts
 
@@ -73,10 +75,9 @@ def _complete(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-class BenchmarkSettings(BaseModel):
+class BenchmarkSettings(settings.Strict):
     """The block above."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     bert_shapes: Annotated[list[str], _known(workloads.SHAPES)]
     lengths_of: Annotated[list[str], _known(workloads.LENGTHS)]
     batch_sizes: list[Count]
@@ -189,18 +190,27 @@ class Benchmark:
 
     def write(self, values: dict[str, Any]) -> None:
         """The run's folder. values: of the settings block."""
-        device, seconds = devices.device_name(self.device), time.time() - self.started
-        record = records.header(device, " and ".join(self.precisions), seconds, values)
+        record = records.header(self.device, " and ".join(self.precisions), self.started, values)
+        record["cells"] = self.cells
         folder = records.folder_of_clock("benchmark", record)
-        page = f"# Speed on {device} ({record['processor']})\n\n"
-        page += f"`python -m studies.benchmark`, {seconds / 60:.0f} minutes.\n\n{LEGEND}"
-        for cell in self.cells:
-            page += f"\n## {cell['title']}\n\n{records.markdown(*cell_table(cell['rows']))}\n"
-        records.write_text(folder / "tables.md", page)
         if any(cell["kind"] == "bert" for cell in self.cells):
-            plots.write_speed(folder / "speed.png", self.cells, device)
-        records.write(folder / records.RECORD, record | {"cells": self.cells})
-        print(f"\n{LEGEND}\nRecords: {folder}  ({seconds / 60:.1f} minutes)")
+            plots.write_speed(folder / "speed.png", self.cells, record["device"])
+        parts = [(cell["title"], cell_table(cell["rows"])) for cell in self.cells]
+        write_run(folder, record, "Speed", LEGEND, parts)
+
+
+def write_run(
+    folder: Path, record: Record, title: str, legend: str, parts: Sequence[tuple[str, Table]]
+) -> None:
+    """Writes a page of tables and, last, the record of a study by the clock. parts: headings and tables."""
+    minutes = record["wall_seconds"] / 60
+    page = f"# {title} on {record['device']} ({record['processor']})\n\n"
+    page += f"`python -m studies.{folder.parent.name}`, {minutes:.0f} minutes.\n\n{legend}"
+    for heading, table in parts:
+        page += f"\n## {heading}\n\n{records.markdown(*table)}\n"
+    records.write_text(folder / "tables.md", page)
+    records.write(folder / records.RECORD, record)
+    print(f"\n{legend}\nRecords: {folder}  ({minutes:.1f} minutes)")
 
 
 def is_worth_it(lengths: str, size: int, shape: str, device: torch.device) -> bool:
@@ -214,8 +224,6 @@ def is_worth_it(lengths: str, size: int, shape: str, device: torch.device) -> bo
 def main() -> None:
     block = settings.Block.read(globals(), BenchmarkSettings)
     chosen = block.for_task(settings.OTHER)  # no setting here differs by task
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     set_seed(0)
     benchmark = Benchmark(chosen, devices.pick_device(in_several_processes=False))
     benchmark.time_all()
@@ -223,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -199,14 +199,13 @@ def write(
     study: str, experiment: Experiment, fields: dict[str, Any], started: float, content: Record
 ) -> Record:
     """Writes a record, says so, and returns it. started: in seconds since the epoch."""
-    accelerator = experiment.accelerator
-    device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)
+    device, precision = experiment.accelerator.device, devices.precision_name(experiment.accelerator)
     record = {
         **{name: fields[name] for name in ("task", "method", "seed")},
         "key": records.key_of(fields),
         "key_fields": fields,
         "training_rows": len(experiment.train_examples),
-        **records.header(device, precision, time.time() - started, experiment.settings.model_dump()),
+        **records.header(device, precision, started, experiment.settings.model_dump()),
         **content,
     }
     folder = records.folder_of(study, fields)

@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, chdir
+from contextlib import chdir
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-import transformers
 from accelerate.utils import set_seed
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from pruning import agreement, batches, bert, caches, devices, export, metrics, plots, records, saved, timing
 from pruning.agreement import Run
 from pruning.batches import Examples
+from pruning.errors import run_script
 from pruning.graphs import GRAPHS
-from pruning.settings import OTHER, Block, Count, Share
+from pruning.settings import OTHER, Block, Count, Share, Strict
 from pruning.tasks import GLUE
 from pruning.timing import Variant
 from studies import workloads
-from studies.benchmark import check_name
+from studies.benchmark import check_name, write_run
 from studies.engine_tables import DENSE, PLAIN, STOCK, clock_table, points_of, trained_table
 from studies.tables import RECIPE
 from studies.workloads import Berts
@@ -61,7 +61,6 @@ CPU = torch.device("cpu")
 PACKAGES = ("onnxruntime", "openvino")
 TOGETHER = 4  # models in memory beside the dense one: a BERT-Base takes 2 GB in all engines
 COMPARED = 32  # batch size for metrics
-BETWEEN = " in "  # a model and its engine
 LEGEND = """Milliseconds an example. In brackets: the share of what FLOPs promise against the dense model in
 the same engine. In every dense model but stock the last layer computes [CLS] alone. Speed-ups are the fastest
 engine's, against stock and against the fastest dense model in any engine.
@@ -74,10 +73,9 @@ Inputs = tuple[str, int, Examples]  # name of the lengths, batch size, what the 
 Builders = dict[str, Callable[[], Any]]  # name → what makes a model; the dense one first
 
 
-class EngineSettings(BaseModel):
+class EngineSettings(Strict):
     """The block above."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     bert_shape: Shape
     lengths_and_batches: Annotated[list[tuple[Lengths, Count]], Field(min_length=1)]
     whole_layers: list[Count]
@@ -89,6 +87,11 @@ class EngineSettings(BaseModel):
     tokens_a_pass: Count
     seconds_a_cell: Annotated[float, Field(ge=0)]
     fewest_passes: Count
+
+
+def installed() -> list[str]:
+    """The engines beside PyTorch that are there."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
 
 
 class Loaded(NamedTuple):
@@ -103,14 +106,14 @@ def load(model: Any, folder: Path) -> Loaded:
     runs = {PLAIN: agreement.in_pytorch(model)}
     if devices.best_precision()[0] == "bf16":
         runs["PyTorch bf16"] = agreement.in_pytorch(timing.with_weights(model, CPU, torch.bfloat16))
-    has = {name: importlib.util.find_spec(name) is not None for name in PACKAGES}
-    if any(has.values()):
+    here = installed()
+    if here:
         export.export(model, folder / export.ONNX)
-    if has["onnxruntime"]:
+    if "onnxruntime" in here:
         export.quantize(folder / export.ONNX, folder / export.INT8)
         runs["ONNX Runtime fp32"] = agreement.in_onnx_runtime(folder / export.ONNX)
         runs["ONNX Runtime int8"] = agreement.in_onnx_runtime(folder / export.INT8)
-    if has["openvino"]:
+    if "openvino" in here:
         run, precision = agreement.in_openvino(folder / export.ONNX)
         runs[f"OpenVINO {precision}"] = run
     return Loaded(model, runs)
@@ -134,13 +137,12 @@ def variants_of(loaded: Loaded, examples: Examples, groups: Sequence[torch.Tenso
 
 def judge(loaded: Loaded, task: Any, examples: Examples) -> dict[str, dict[str, Any]]:
     """Engine → the task's metric, and what differs from PyTorch in fp32, see `agreement.Difference`."""
-    groups, labels = batches.sorted_batches(examples.lengths, COMPARED), examples.labels.tolist()
+    groups = batches.sorted_batches(examples.lengths, COMPARED)
     answers = {engine: agreement.answers(run, examples, groups) for engine, run in loaded.runs.items()}
     graph = GRAPHS[type(loaded.model)](loaded.model)
     found = {}
     for engine, answer in answers.items():
-        predictions = metrics.predictions_of(task, answer.logits)
-        metric = metrics.compute(task, labels, predictions)[task.metrics[0]]
+        metric = metrics.primary(task, examples.labels.tolist(), answer.logits)
         others = agreement.difference(graph, examples, answers[PLAIN], answer)
         found[engine] = {"metric": metric, "examples": len(examples), **others._asdict()}
     return found
@@ -193,9 +195,8 @@ class Study:
             {"kind": kind, "lengths": name, "batch_size": size, "rows": {}} for name, size, _ in inputs
         ]
         _, *others = models
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            dense = load(models[DENSE](), folder)
+        with tempfile.TemporaryDirectory() as outer:
+            dense = load(models[DENSE](), Path(outer))
             stock = bert.stock_copy(dense.model).eval()
             always = {STOCK: Loaded(stock, {PLAIN: lambda batch: stock(**batch)}), DENSE: dense}
             for start in range(0, max(1, len(others)), TOGETHER):
@@ -224,21 +225,20 @@ class Study:
         chosen = self.chosen
         groups = workloads.pick_batches(examples, size, chosen.tokens_a_pass)
         variants = {
-            name + BETWEEN + engine: variant
+            (name, engine): variant
             for name, loaded in together.items()
             for engine, variant in variants_of(loaded, examples, groups).items()
         }
         measured = timing.measure(
             variants,
-            fair=[STOCK + BETWEEN + PLAIN],
-            dense=DENSE + BETWEEN + PLAIN,
+            fair=[(STOCK, PLAIN)],
+            dense=(DENSE, PLAIN),
             device=CPU,
             passes=chosen.fewest_passes,
             at_least_seconds=chosen.seconds_a_cell,
         )
         rows: dict[str, dict[str, Any]] = {}
-        for key, row in measured.items():
-            name, engine = key.split(BETWEEN)
+        for (name, engine), row in measured.items():
             rows.setdefault(name, {})[engine] = row
         for by_engine in rows.values():
             for engine, row in by_engine.items():
@@ -249,22 +249,15 @@ class Study:
 
     def write(self, values: dict[str, Any]) -> None:
         """The run's folder. values: of the settings block."""
-        device, seconds = devices.device_name(CPU), time.time() - self.started
-        record = records.header(device, self.cells[0]["precision"], seconds, values)
-        here = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
-        record["environment"]["packages"] |= {name: metadata.version(name) for name in here}
-        folder = records.folder_of_clock("engines", record)
+        record = records.header(CPU, self.cells[0]["precision"], self.started, values)
+        record["environment"]["packages"] |= {name: metadata.version(name) for name in installed()}
         record |= {"judged": self.judged, "cells": self.cells}
-        page = f"# Engines on {device} ({record['processor']})\n\n"
-        page += f"`python -m studies.engines`, {seconds / 60:.0f} minutes.\n\n{LEGEND}"
-        for cell in self.cells:
-            page += f"\n## {title_of(cell)}\n\n{records.markdown(*clock_table(cell))}\n"
+        folder, task = records.folder_of_clock("engines", record), values["trained_task"]
+        parts = [(title_of(cell), clock_table(cell)) for cell in self.cells]
         if self.judged:
-            page += f"\n## {values['trained_task']}, dev\n\n{records.markdown(*trained_table(record))}\n"
-            plots.write_front(folder / "front.png", points_of(record), values["trained_task"])
-        records.write_text(folder / "tables.md", page)
-        records.write(folder / records.RECORD, record)
-        print(f"\n{LEGEND}\nRecords: {folder}  ({seconds / 60:.1f} minutes)")
+            parts.append((f"{task}, dev", trained_table(record)))
+            plots.write_front(folder / "front.png", points_of(record), task)
+        write_run(folder, record, "Engines", LEGEND, parts)
 
 
 def title_of(cell: dict[str, Any]) -> str:
@@ -308,22 +301,16 @@ def trained_models(task: str) -> Builders:
         else:
             steps = [f"{rate:g} before layer {layer}" for layer, rate in pruned.items()]
             name = ", ".join([f"cut to {layers}"] * (layers < depth) + steps)
-        models.setdefault(name, partial(load_kept, path.parent))
+        models.setdefault(name, partial(lambda folder: saved.load(folder).model, path.parent))
     return models
-
-
-def load_kept(folder: Path) -> Any:
-    return saved.load(folder).model
 
 
 def main() -> None:
     block = Block.read(globals(), EngineSettings)
     chosen = block.for_task(OTHER)  # no setting here differs by task
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     set_seed(0)
     for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
+        if name not in installed():
             print(f"{name} is not installed, so it is left out: pip install -r requirements-studies.txt")
     study = Study(chosen)
     study.time_random()
@@ -332,4 +319,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import set_seed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
@@ -48,10 +48,9 @@ FREE = ("random", "head", "tail", "frequency")  # rules that need no model
 ORACLE = "ideal gradients"  # any teacher: its pruner takes what scores it is given
 
 
-class Settings(BaseModel):
+class Settings(settings.Strict):
     """The block."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     frozen_schedules: dict[str, list[Annotated[float, Field(ge=0, lt=1)]]]
     removed_tokens: Literal["fused", "gone"]
     student_rows: settings.Count

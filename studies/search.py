@@ -239,8 +239,8 @@ def main() -> None:
         experiments.append(Experiment(builder, data, values, values.seeds[0], accelerator))
     supernets = [Supernet(experiment) for experiment in experiments]
     points, front = search(supernets)
-    device, precision = devices.device_name(accelerator.device), devices.precision_name(accelerator)
-    header = records.header(device, precision, time.time() - started, block.values)
+    precision = devices.precision_name(accelerator)
+    header = records.header(accelerator.device, precision, started, block.values)
     report(supernets, points, front, header)
 
 

@@ -23,14 +23,15 @@ def trained(experiment: Experiment) -> Any:
     training it."""
     chosen, builder, seed = experiment.settings, experiment.builder, experiment.seed
     fields = {**experiment.key_fields_of(chosen.pruning_method), "kept_shares": chosen.kept_shares}
-    state = experiment.store.load("supernets", fields)
-    if state is not None:
-        model = builder.build(chosen.pruning_method, seed, state)
-        return model.to(experiment.accelerator.device).eval()
-    rates_at = schedules.at_random(builder.depth, chosen.kept_shares, chosen.ramp_share, seed)
-    model, _ = experiment.train_pruned(chosen.pruning_method, rates_at)
-    experiment.store.keep("supernets", fields, state_on_cpu(model), experiment.training_seconds)
-    return model
+
+    def train() -> dict[str, Tensor]:
+        rates_at = schedules.at_random(builder.depth, chosen.kept_shares, chosen.ramp_share, seed)
+        model, _ = experiment.train_pruned(chosen.pruning_method, rates_at)
+        return state_on_cpu(model)
+
+    state = experiment.store.made_once("supernets", fields, train)
+    model = builder.build(chosen.pruning_method, seed, state)
+    return model.to(experiment.accelerator.device).eval()
 
 
 class Supernet:

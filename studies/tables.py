@@ -20,27 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pruning.records import HEADER, markdown, summary_rows
-from studies.comparison_tables import (
-    DENSE,
-    Answers,
-    Record,
-    Table,
-    asked_table,
-    better_dense,
-    by_task,
-    cells_by_task,
-    comparison_table,
-    costs_table,
-    in_common,
-    kept_of,
-    lengths_table,
-    lines_of,
-    mean_of,
-    name_of,
-    pairs_table,
-    percent,
-    speed_table,
-)
+from pruning.records import lines as summary_lines
+from studies import comparison_tables as compare
+from studies.comparison_tables import DENSE, Answers, Record, Table, by_task, mean_of, name_of, percent
 from studies.engine_tables import cell_of, clock_table, trained_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +55,8 @@ def rules_table(records: list[Record], schedule: str) -> Table:
         return mean_of(answers.get(("students", rule), answers["oracles", rule]), float)
 
     def cells(kind: str, rule: str) -> list[str]:
-        return cells_by_task(answers[kind, rule], float) if (kind, rule) in answers else [""] * len(names)
+        found = answers.get((kind, rule))
+        return compare.cells_by_task(found, float) if found else [""] * len(names)
 
     rules = sorted((rule for kind, rule in answers if kind == "oracles"), key=rank, reverse=True)
     header = ["rule", *(f"{kind}: {name}" for kind in ("oracle", "student") for name in names)]
@@ -98,7 +81,7 @@ def search_table(record: Record) -> Table:
         clock, promised = (f"× {s:.2f}" if s else "" for s in (speedup, chosen["speedup_promised"]))
         metrics = map(percent, [*(chosen["dev_by_task"][task] for task in tasks), chosen["held_out"]])
         rates = ", ".join(f"{rate:g}" for rate in chosen["schedule"])
-        rows.append([budget, clock, promised, f"{kept_of(chosen):.0%}", *metrics, f"`[{rates}]`"])
+        rows.append([budget, clock, promised, f"{compare.kept_of(chosen):.0%}", *metrics, f"`[{rates}]`"])
     header = ["budget", "speed-up", "promised", "token-layers", *tasks, "held out"]
     return [*header, "`pruning_schedule`"], rows
 
@@ -155,10 +138,6 @@ def side_by_side(
     ]
 
 
-def against_baseline(_cell: Record, row: Record) -> str:
-    return f"× {row['speedup']:.2f}"
-
-
 def against_fastest(cell: Record, row: Record) -> float:
     """The speed-up against the fastest dense engine of a cell, padded as little as can be."""
     engines = {v: each["speedup"] for v, each in cell["rows"].items() if v.startswith(ENGINES)}
@@ -187,7 +166,7 @@ def bert_table(record: Record, is_shown: Callable[[str], bool]) -> Table:
 
 def summary(records: list[Record]) -> list[dict[str, str]]:
     """The summary that the runners print, each row by its headings."""
-    return [dict(zip(HEADER, row, strict=True)) for row in summary_rows(records)]
+    return [line.cells for line in summary_lines(records)]
 
 
 def tasks_table(records: list[Record]) -> Table:
@@ -219,12 +198,13 @@ def headline_table(
 
     The metric is the better dense model's and ours, over the seeds that both have.
     """
-    lines, of_lstm = lines_of(trained), {(row["method"], row["pruning"]): row for row in summary(agnews)}
-    best, speed = lines[better_dense(lines)], {row[0]: row[-1] for row in speed_table(clock)[1]}
+    of_lstm = {(row["method"], row["pruning"]): row for row in summary(agnews)}
+    lines, speed = compare.lines_of(trained), {row[0]: row[-1] for row in compare.speed_table(clock)[1]}
+    best = lines[compare.better_dense(lines)]
     rows = []
     for line, answers in lines.items():
         if line[0] == recipe.get(line[1]) or line[0].startswith(CUT):
-            both = in_common(best, answers)
+            both = compare.in_common(best, answers)
             data = [f"GLUE, mean of {len(by_task(both[1]))}", "MiniLM-L12", name_of(line)]
             metrics = " → ".join(percent(mean_of(part)) for part in both)
             work = f"{mean_of(answers, itemgetter('flops_kept')):.0%}"
@@ -260,14 +240,16 @@ def published(study: str) -> Record:
 
 
 def compared(study: str) -> Callable[[list[Record]], Table]:
-    return lambda records: comparison_table(records, published(study)["intervals"])
+    return lambda records: compare.comparison_table(records, published(study)["intervals"])
 
 
 def with_recipe(table: Callable[..., Table]) -> Callable[..., Table]:
     return lambda *records: table(*records, published("comparison")["recipe"])
 
 
-def timed(kind: str, heading: str, text: Text = against_baseline) -> Callable[[list[Record]], Table]:
+def timed(
+    kind: str, heading: str, text: Text = lambda _, row: f"× {row['speedup']:.2f}"
+) -> Callable[[list[Record]], Table]:
     return lambda records: side_by_side(cells_of(records[0], kind), heading, text)
 
 
@@ -275,31 +257,29 @@ def in_engines(lengths: str, batch_size: int) -> tuple[Callable[[list[Record]], 
     return lambda records: clock_table(cell_of(records[0], "random", lengths, batch_size)), ["engines"]
 
 
-def is_of_half(variant: str) -> bool:
-    return variant.startswith("half, ")
-
-
-def is_dense_or_of_student(variant: str) -> bool:
-    return variant in (PADDED, STOCK, OURS) or variant.endswith(STUDENT)
-
-
 # What makes each table, and its sources
 TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "headline": (with_recipe(headline_table), ["trained", "clock", "agnews", "benchmark"]),
     "comparison": (compared("comparison"), ["trained"]),
-    "asked": (with_recipe(asked_table), ["trained"]),
-    "pairs": (lambda records: pairs_table(records, published("comparison")["intervals"]), ["trained"]),
-    "lines-speed": (speed_table, ["clock"]),
-    "lengths": (lengths_table, ["trained"]),
-    "costs": (costs_table, ["trained"]),
+    "asked": (with_recipe(compare.asked_table), ["trained"]),
+    "pairs": (
+        lambda records: compare.pairs_table(records, published("comparison")["intervals"]),
+        ["trained"],
+    ),
+    "lines-speed": (compare.speed_table, ["clock"]),
+    "lengths": (compare.lengths_table, ["trained"]),
+    "costs": (compare.costs_table, ["trained"]),
     "six-layers": (compared("six-layers"), ["six layers"]),
     "rules": (lambda records: rules_table(records, "46%"), ["rules"]),
     "rules-harder": (lambda records: rules_table(records, "34%"), ["rules"]),
     "search-sentences": (lambda records: search_table(records[0]), ["search"]),
     "search-pairs": (lambda records: search_table(records[1]), ["search"]),
     "search-pairs-fused": (lambda records: search_table(records[2]), ["search"]),
-    "speed": (lambda records: bert_table(records[0], is_dense_or_of_student), ["benchmark"]),
-    "pruners": (lambda records: bert_table(records[0], is_of_half), ["benchmark"]),
+    "speed": (
+        lambda records: bert_table(records[0], lambda v: v.endswith(STUDENT) or v in (PADDED, STOCK, OURS)),
+        ["benchmark"],
+    ),
+    "pruners": (lambda records: bert_table(records[0], lambda v: v.startswith("half, ")), ["benchmark"]),
     "gains": (timed("gains", "no pruning, against stock"), ["benchmark"]),
     "first-code": (timed("first code", "against the first row"), ["benchmark"]),
     "training-step": (timed("training", "against the first row"), ["benchmark"]),

@@ -4,7 +4,7 @@ The variants of one cell have the same weights and, where nothing else is said, 
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification
-from pruning import batches, bert, flops, methods, selection, timing, training
+from pruning import batches, bert, methods, selection, teachers, timing, training
 from pruning.batches import BertExamples, Examples, LstmExamples, Ragged
+from pruning.flops import FORMULAS
 from pruning.layers import FastPaths
 from pruning.lstm_model import PrunedLstmClassifier
 from pruning.timing import Variant
@@ -137,13 +137,6 @@ def with_gains(model: Any, paths: FastPaths | None) -> Any:
     return twin
 
 
-FLOPS_OF: dict[type, Callable[[Any, Batch], int]] = {
-    BertForSequenceClassification: flops.stock_bert,
-    PrunedBertForSequenceClassification: flops.pruned_bert,
-    PrunedLstmClassifier: flops.pruned_lstm,
-}
-
-
 def variant_of(model: Any, inputs: Sequence[Batch]) -> Variant:
     """A model over batches."""
 
@@ -157,7 +150,7 @@ def variant_of(model: Any, inputs: Sequence[Batch]) -> Variant:
     for rate in getattr(model, "schedule", None) or [0.0] * model.config.num_hidden_layers:
         alive = [selection.count_kept(n, rate) for n in alive]
         token_layers += sum(alive)
-    operations = sum(FLOPS_OF[type(model)](model, batch) for batch in inputs)
+    operations = sum(FORMULAS[type(model)](model, batch) for batch in inputs)
     return Variant(run, len(lengths), operations, token_layers)
 
 
@@ -236,13 +229,7 @@ def emission_rates(model: Any, batch: Batch) -> dict[int, Tensor]:
     """The ideal emission rate at every layer, (B, T), without the other teachers that
     `teachers.attention_teachers` forms in the same pass. `model`: a dense one with eager attention."""
     attentions = model(**batch, output_attentions=True).attentions
-    rates: dict[int, Tensor] = {}
-    emitted = None  # (B, 1, T)
-    for layer in reversed(range(len(attentions))):
-        mean = attentions[layer].mean(dim=1)  # (B, T, T)
-        emitted = mean[:, :1] if emitted is None else emitted @ mean
-        rates[layer] = emitted[:, 0]
-    return rates
+    return dict(enumerate(teachers.reach([attention.mean(dim=1) for attention in attentions])))
 
 
 def training_steps(

@@ -281,7 +281,7 @@ def test_a_cache_that_is_no_dictionary_is_noticed(in_tmp):
 def test_a_changed_source_makes_a_cache_stale(tmp_path):
     source = tmp_path / "s"
     source.write_text("one")
-    cache = content(fingerprints=caches.fingerprints([source]))
+    cache = content(fingerprints={source.as_posix(): caches.fingerprint(source)})
     caches.check_sources(cache, tmp_path / "x.pt", "Prepare.py")
     source.write_text("two")
     with pytest.raises(UserError, match=r"has changed since .*x\.pt was made\. Run: python Prepare\.py"):
