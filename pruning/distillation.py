@@ -12,7 +12,7 @@ from pruning import batches, metrics
 from pruning.batches import Examples, Ragged
 from pruning.tasks import Task
 from pruning.teachers import Batch, Place
-from pruning.training import Arguments, TrainingSet
+from pruning.training import Arguments, Inputs
 
 
 @dataclass
@@ -23,7 +23,7 @@ class DistillationSet:
     logits: Tensor  # (N, C)
     kept: list[Tensor]  # for every copy, which tokens of the originals it has; see `batches.drop_words`
 
-    def with_scores(self, scores: dict[Place, Ragged] | None) -> TrainingSet:
+    def with_scores(self, scores: dict[Place, Ragged] | None) -> Inputs:
         """To train on, with the scores of the originals' tokens: a token of a copy has the score that it has
         in the whole sentence."""
         if scores is not None:
@@ -31,7 +31,7 @@ class DistillationSet:
                 place: Ragged.joined([originals, *(originals.only(kept) for kept in self.kept)])
                 for place, originals in scores.items()
             }
-        return TrainingSet(self.examples, scores, self.logits)
+        return Inputs(self.examples, scores, self.logits)
 
 
 def distillation_set(

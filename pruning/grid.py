@@ -27,7 +27,7 @@ from pruning.lstm import Lstm
 from pruning.records import BAG_OF_WORDS, DENSE
 from pruning.store import Store, claim
 from pruning.teachers import Place
-from pruning.training import Arguments, Curve, RatesAt, TrainingSet
+from pruning.training import Arguments, Curve, Inputs, RatesAt
 
 CALIBRATED_ON = 512  # training examples, for pruners with a threshold
 OF_DENSE = ("epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay")  # arguments in its key
@@ -125,7 +125,7 @@ class Experiment:
         model: Any = self.builder.build(None, self.seed)
         if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
             model.classifier.bias.data.fill_(float(self.data.splits["train"].labels.mean()))
-        curve = self.fit(model, TrainingSet(self.train_examples), self.dense_arguments, DENSE)
+        curve = self.fit(model, Inputs(self.train_examples), self.dense_arguments, DENSE)
         self._dense = model.eval()
         state = training.state_on_cpu(model)
         self.store.keep("dense", self.key_fields, state, self.training_seconds)
@@ -146,7 +146,7 @@ class Experiment:
         return model.eval(), curve
 
     def fit(
-        self, model: Any, data: TrainingSet, arguments: Arguments, name: str, rates_at: RatesAt | None = None
+        self, model: Any, data: Inputs, arguments: Arguments, name: str, rates_at: RatesAt | None = None
     ) -> Curve:
         """`training.train` with this experiment's seed and device."""
         title, started = f"{self.data.task.name}, {name}, seed {self.seed}", time.process_time()
@@ -162,7 +162,7 @@ class Experiment:
             copies = {name: getattr(arguments, name) for name in ("augmented_copies", "word_dropout")}
 
             def answer(examples: Examples) -> Tensor:
-                ask = partial(training.predict, dense, TrainingSet(examples), **self.evaluating)
+                ask = partial(training.predict, dense, Inputs(examples), **self.evaluating)
                 return self.store.made_once("answers", self.key_fields | copies, lambda: ask().logits)
 
             special = [self.data.vocabulary.index(token) for token in self.builder.special_tokens]

@@ -17,7 +17,7 @@ from pruning.methods import is_upper_bound
 from pruning.records import BAG_OF_WORDS, DENSE
 from pruning.store import claim
 from pruning.timing import Variant
-from pruning.training import TrainingSet
+from pruning.training import Inputs
 
 Evaluation = dict[str, Any]
 OUTCOMES = ("pruned wrong, dense right", "pruned right, dense wrong", "both right or both wrong")
@@ -37,7 +37,7 @@ def evaluate(experiment: Experiment, trained: Trained) -> dict[str, Evaluation]:
     }
 
 
-def evaluate_examples(experiment: Experiment, model: Any, data: TrainingSet) -> Evaluation:
+def evaluate_examples(experiment: Experiment, model: Any, data: Inputs) -> Evaluation:
     """A model's answers, their metrics, and the token-layers that they cost. Raises UserError for NaN."""
     logits, kept = training.predict(model, data, **experiment.evaluating)
     task = experiment.data.task
@@ -66,10 +66,10 @@ def evaluation_of(
     }
 
 
-def _test_set(experiment: Experiment, method: Method, examples: Examples) -> TrainingSet:
+def _test_set(experiment: Experiment, method: Method, examples: Examples) -> Inputs:
     """Examples of a dev split, with scores where a teacher prunes. Labels are not looked at."""
     scores = experiment.scores_for(method, examples) if is_upper_bound(method) else None
-    return TrainingSet(examples, scores)
+    return Inputs(examples, scores)
 
 
 # --- Speed -----------------------------------------------------------------------------------

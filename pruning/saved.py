@@ -28,7 +28,7 @@ from pruning.caches import whole_folder
 from pruning.devices import say
 from pruning.errors import UserError
 from pruning.tasks import Rows
-from pruning.training import TrainingSet, outputs
+from pruning.training import Inputs, outputs
 
 MODEL = "model"
 CONFIG = "config.json"
@@ -164,7 +164,7 @@ class SavedModel:
         order, logits = [], []
         words: list[list[dict[str, list]]] = [[] for _ in range(len(examples))]
         device = next(self.model.parameters()).device
-        for rows, output in outputs(self.model, TrainingSet(examples), batch_size=BATCH, device=device):
+        for rows, output in outputs(self.model, Inputs(examples), batch_size=BATCH, device=device):
             order.append(rows)
             logits.append(output.logits.float().cpu())
             if with_words:

@@ -60,13 +60,17 @@ class Arguments:
 
 
 @dataclass
-class TrainingSet:
-    """What a model learns from: examples, for each place a row of a teacher's scores for each example (for
-    students to learn from and teachers to prune by), and the answers (N, C) of the dense model."""
+class Inputs:
+    """What a model reads, in training and after.
+
+    Attributes:
+        teacher_scores: place → a row for each example: what students learn from, and teachers prune by.
+        dense_logits: (N, C) the dense model's answers, to learn from.
+    """
 
     examples: Examples
     teacher_scores: dict[Place, Ragged] | None = None
-    teacher_logits: Tensor | None = None
+    dense_logits: Tensor | None = None
 
     def batch(self, rows: Tensor, device: torch.device) -> dict[str, Any]:
         """A model's arguments for these rows, without labels."""
@@ -93,7 +97,7 @@ class Predictions(NamedTuple):
 
 def train(
     model: Any,
-    data: TrainingSet,
+    data: Inputs,
     arguments: Arguments,
     *,
     seed: int,
@@ -155,7 +159,7 @@ def training_steps(lengths: Tensor, arguments: Arguments, seed: int) -> list[Ten
 def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    data: TrainingSet,
+    data: Inputs,
     rows: Tensor,
     arguments: Arguments,
     accelerator: Accelerator,
@@ -174,8 +178,8 @@ def training_step(
         with accelerator.autocast():
             output = model(**batch)
             loss = output.loss
-            if data.teacher_logits is not None:
-                answers = move(data.teacher_logits[piece], accelerator.device)
+            if data.dense_logits is not None:
+                answers = move(data.dense_logits[piece], accelerator.device)
                 distance = distillation_loss(output.logits, answers)
                 loss = torch.lerp(loss, distance, arguments.distillation_share)
             if output.pruning_loss is not None:
@@ -210,7 +214,7 @@ def state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def outputs(
-    model: nn.Module, data: TrainingSet, *, batch_size: int, device: torch.device
+    model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Any]]:
     """Rows and the model's output for them, in evaluation mode, in length-sorted batches, without a look at
     labels."""
@@ -220,7 +224,7 @@ def outputs(
         yield from memory.run(rows, lambda piece: (piece, model(**data.batch(piece, device))))
 
 
-def predict(model: nn.Module, data: TrainingSet, *, batch_size: int, device: torch.device) -> Predictions:
+def predict(model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device) -> Predictions:
     """The model's answers to all examples, in fp32; see `outputs`."""
     order, logits, kept = [], [], []
     for rows, output in outputs(model, data, batch_size=batch_size, device=device):

@@ -27,7 +27,7 @@ from pruning.grid import Experiment, Method
 from pruning.records import DENSE
 from pruning.store import claim
 from pruning.tasks import GLUE
-from pruning.training import Curve, TrainingSet
+from pruning.training import Curve, Inputs
 from studies import comparison_tables as tables
 from studies import tables as study_tables
 from studies.comparison_tables import LONGER, Record, Table
@@ -221,7 +221,7 @@ def train(piece: Piece) -> tuple[Any, Curve]:
         return experiment.dense(), []  # other lines and studies may have trained it
     if piece.method != LONGER:
         return experiment.train_pruned(piece.method)
-    model, data = copy.deepcopy(experiment.dense()), TrainingSet(experiment.train_examples)
+    model, data = copy.deepcopy(experiment.dense()), Inputs(experiment.train_examples)
     arguments = replace(experiment.dense_arguments, epochs=experiment.settings.pruned_epochs)
     set_seed(experiment.seed)
     return model, experiment.fit(model, data, arguments, LONGER)
@@ -234,7 +234,7 @@ def judged(experiment: Experiment, model: Any) -> Record:
     held_out = batches.held_out(experiment.data.splits["train"], used, most)
 
     def answers(examples: Examples) -> Record:
-        found = results.evaluate_examples(experiment, model, TrainingSet(examples))
+        found = results.evaluate_examples(experiment, model, Inputs(examples))
         return found | {"metrics": {name: value or 0.0 for name, value in found["metrics"].items()}}
 
     dev = answers(experiment.data.splits["dev"])

@@ -27,7 +27,7 @@ from pruning.losses import ranking_loss
 from pruning.pruners import PrunerConfig, StudentPruner
 from pruning.selection import Tokens
 from pruning.teachers import BERT_TEACHERS, Place, scores_of
-from pruning.training import TrainingSet
+from pruning.training import Inputs
 from studies import comparison
 from studies.comparison_tables import DENSE, Record, metric_of
 from studies.tables import RECIPE, rules_table
@@ -77,7 +77,7 @@ def frozen(experiment: Experiment, chosen: Settings) -> Record:
 
     def evaluate(method: str, schedule: list[float], seen: dict[Place, Ragged] | None = None) -> Record:
         models[method].set_schedule(schedule)
-        return results.evaluate_examples(experiment, models[method], TrainingSet(dev, seen))
+        return results.evaluate_examples(experiment, models[method], Inputs(dev, seen))
 
     def evaluate_student(rule: str, schedule: list[float]) -> Record:
         models[RECIPE].bert.encoder.pruners.update({str(layer): s for layer, s in students[rule].items()})
@@ -91,7 +91,7 @@ def frozen(experiment: Experiment, chosen: Settings) -> Record:
         for kind, found in (("oracles", oracles), ("students", learned)):
             content[kind][name] = {rule: metric_of(answers) or 0.0 for rule, answers in found.items()}
         content["token_layers_kept"][name] = oracles["head"]["token_layers_kept"]
-    return content | {"dense": metric_of(results.evaluate_examples(experiment, dense, TrainingSet(dev)))}
+    return content | {"dense": metric_of(results.evaluate_examples(experiment, dense, Inputs(dev)))}
 
 
 def oracle_scores(experiment: Experiment, layers: list[int]) -> dict[str, dict[Place, Ragged]]:

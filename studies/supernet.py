@@ -11,7 +11,7 @@ from torch import Tensor
 from pruning import batches, bert, devices, results, schedules, timing
 from pruning.batches import Examples
 from pruning.grid import Experiment
-from pruning.training import TrainingSet, state_on_cpu
+from pruning.training import Inputs, state_on_cpu
 from studies.comparison_tables import metric_of
 
 Schedule = tuple[float, ...]
@@ -63,7 +63,7 @@ class Supernet:
         model = self.experiment.dense() if schedule is None else self.model
         if schedule is not None:
             model.set_schedule(list(schedule))
-        found = results.evaluate_examples(self.experiment, model, TrainingSet(examples))
+        found = results.evaluate_examples(self.experiment, model, Inputs(examples))
         return metric_of(found) or 0.0, found["token_layers_kept"]
 
     def clock(self, chosen: Sequence[Schedule]) -> list[float]:

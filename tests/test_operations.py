@@ -200,7 +200,7 @@ def test_without_lengths_the_device_is_asked_once(batch, monkeypatch):
 
 @pytest.mark.parametrize("removed_tokens", ["fused", "gone", "readable"])
 def test_a_training_step_waits_for_nothing(pinned, removed_tokens):
-    data = training.TrainingSet(
+    data = training.Inputs(
         examples(),
         {layer: Ragged.of(torch.rand(sum(LENGTHS)), LENGTHS, torch.float32) for layer in (1, 2)},
         torch.randn(8, 2),
@@ -230,7 +230,7 @@ def test_a_training_waits_once_in_50_steps(monkeypatch):
     for name in ("item", "tolist", "cpu"):
         real = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda x, real=real: waits.append(x.shape) or real(x))
-    data, arguments = training.TrainingSet(examples()), training.Arguments(120, 8, 1e-3)
+    data, arguments = training.Inputs(examples()), training.Arguments(120, 8, 1e-3)
     curve = training.train(build(), data, arguments, seed=0, accelerator=Accelerator(cpu=True))
     assert waits == [(50,), (50,), (20,)]
     assert curve[0] == (2, 0.5) and curve[-1] == (120, 118.5) and len(curve) == 60

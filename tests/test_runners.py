@@ -327,14 +327,14 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(bert, full_world, mo
     whole = found("BERT")
     (full_world / "records").rename(full_world / "before")
     (full_world / "cache/bert/dense").rename(full_world / "before_dense")
-    real = training.TrainingSet.batch
+    real = training.Inputs.batch
 
     def small_memory(data, rows, device):
         if len(rows) > 4:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
         return real(data, rows, device)
 
-    monkeypatch.setattr(training.TrainingSet, "batch", small_memory)
+    monkeypatch.setattr(training.Inputs, "batch", small_memory)
     bert()
     assert "out of memory: batches go in 2 parts from here on" in capsys.readouterr().out
     for name, record in found("BERT").items():
@@ -379,7 +379,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(bert, monkeypatch):
     def broken(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(training.TrainingSet, "batch", broken)
+    monkeypatch.setattr(training.Inputs, "batch", broken)
     with pytest.raises(RuntimeError, match="something else"):
         bert()
 
@@ -467,7 +467,7 @@ def test_augmented_copies_are_answered_by_the_dense_model(bert):
     assert len(data.examples) == len(data.logits) == 3 * len(whole)
     assert torch.equal(data.examples.labels[: len(whole)], whole.labels)
     copied = torch.arange(len(whole), 3 * len(whole))
-    copies = training.TrainingSet(data.examples.take(copied))
+    copies = training.Inputs(data.examples.take(copied))
     answers = training.predict(one.dense(), copies, batch_size=8, device=torch.device("cpu")).logits
     assert torch.allclose(data.logits[copied], answers, atol=1e-5)
     assert torch.equal(data.examples.labels[copied], answers.argmax(dim=1).float())
