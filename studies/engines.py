@@ -69,7 +69,7 @@ engine's, against stock and against the fastest dense model in any engine.
 Shape = Annotated[str, AfterValidator(partial(check_name, names=workloads.SHAPES))]
 Lengths = Annotated[str, AfterValidator(partial(check_name, names=workloads.LENGTHS))]
 GlueTask = Annotated[str, AfterValidator(partial(check_name, names=GLUE))]
-Lengths = tuple[str, int, Examples]  # name of the lengths, batch size, what the batches are taken from
+Batched = tuple[str, int, Examples]  # name of the lengths, batch size, what the batches are taken from
 Builders = dict[str, Callable[[], Any]]  # name → what makes a model; the dense one first
 
 
@@ -183,7 +183,7 @@ class Study:
         self,
         kind: str,
         models: Builders,
-        inputs: Sequence[Lengths],
+        inputs: Sequence[Batched],
         judged: Callable[[Loaded], dict[str, Any]] | None = None,
     ) -> None:
         """Cells with all models, a few of them in memory at a time, the dense one always.
