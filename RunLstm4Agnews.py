@@ -17,6 +17,9 @@ target_prune_rate = 0.5  # share of each sentence's words that is removed, in [0
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency", and the
 # teachers, which are upper bounds: "integrated gradients", "lstm".
 pruning_methods = ["integrated gradients student", "lstm student", "random"]
+# "fused": the mean of their embeddings, through a trained matrix, joins what the LSTM made of the others;
+# "gone": nothing sees them again, as in 2020.
+removed_tokens = "fused"
 seeds = [0]  # everything is run once for each
 training_rows = None  # rows drawn from the training set; None: all of them
 dense_epochs = 3
@@ -39,7 +42,7 @@ def main() -> None:
     values = settings.Block.read(globals(), settings.LstmSettings).for_task(AGNEWS.name)
 
     data = caches.open_task("lstm", AGNEWS, "PrepareAgnews4Lstm.py")
-    builder = lstm.Lstm(data, values.target_prune_rate)
+    builder = lstm.Lstm(data, values.target_prune_rate, values.removed_tokens)
     experiments = [grid.Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
 
     for experiment in experiments:

@@ -101,7 +101,7 @@ def lstm_layer(embedding: int, hidden: int, steps: int) -> int:
 
 
 def pruned_lstm(model: Any, batch: Batch) -> int:
-    """The recurrence and the student on one batch at evaluation, both sentences of a pair."""
+    """Recurrence, student and fusion on one batch at evaluation, both sentences of a pair."""
     return sum(_sentences(model, batch[name]) for name in ("mask", "second_mask") if name in batch)
 
 
@@ -116,9 +116,10 @@ def _sentences(model: Any, mask: Tensor) -> int:
         recurrence = rows * lstm_layer(*sizes, width if model.pruner is None else max(lengths))
     if model.pruner is None:
         return recurrence
-    by_table = model.fast and model.tabled
-    student = model.pruner.table_flops(rows * width) if by_table else model.pruner.flops(rows, width)
-    return recurrence + student
+    if model.fast and model.tabled:
+        return recurrence + model.pruner.table_flops(rows * width)
+    fusion = 0 if model.fusion is None else rows * 2 * sizes[0] * sizes[1]
+    return recurrence + model.pruner.flops(rows, width) + fusion
 
 
 # Type of a model → its FLOPs on a batch

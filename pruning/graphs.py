@@ -184,8 +184,11 @@ class LstmGraph(Graph):
         if model.pruner is not None:
             tokens = self.prune(tokens, self._score(tokens), model.rate)
         assert tokens.ids is not None
-        outputs = self._run_lstm(model.embedding(tokens.ids))
-        return maximum_over_time(outputs, tokens.mask), tokens.kept_positions()
+        vector = maximum_over_time(self._run_lstm(model.embedding(tokens.ids)), tokens.mask)
+        if model.fusion is not None:
+            gone = selection.removed(mask, tokens.positions, tokens.mask)
+            vector = vector + model.fusion(model.embedding(ids), gone)
+        return vector, tokens.kept_positions()
 
     def _score(self, tokens: Tokens) -> Tensor:
         pruner: Any = self.model.pruner

@@ -54,17 +54,18 @@ class Lstm:
     sentences = staticmethod(sentences)
     method_name = staticmethod(str)  # in records and tables
 
-    def __init__(self, data: TaskData, target_prune_rate: float):
-        self.data, self.rate = data, target_prune_rate
+    def __init__(self, data: TaskData, target_prune_rate: float, removed_tokens: str):
+        self.data, self.rate, self.removed_tokens = data, target_prune_rate, removed_tokens
         self.is_pair = data.task.kind == "pair"
         self.key_fields: dict[str, Any] = {}
-        self.pruning_fields = {"pruning": target_prune_rate}
+        self.pruning_fields = {"pruning": target_prune_rate, "removed_tokens": removed_tokens}
         self.pruning_text = str(target_prune_rate)
 
     def build(self, method: Any, seed: int, state: dict[str, Tensor] | None = None) -> PrunedLstmClassifier:
         """A model for the task: dense for no method; fresh, or from the `state` of a dense one."""
         sizes = len(self.data.vocabulary), self.data.task.outputs
-        model = PrunedLstmClassifier(*sizes, pair=self.is_pair, method=method, rate=self.rate, seed=seed)
+        pruning = {"method": method, "rate": self.rate, "seed": seed, "removed_tokens": self.removed_tokens}
+        model = PrunedLstmClassifier(*sizes, pair=self.is_pair, **pruning)
         if state is not None:
             model.load_state_dict(state, strict=False)
         methods.set_frequencies(model, self.data.counts)

@@ -1,7 +1,10 @@
 """The LSTM classifier, which removes words before its recurrence starts.
 
-Evaluation reads tables of words: what each adds to the LSTM's gates (`recurrence`) and to the student's inner
-layer (`StudentPruner.fold`), so no embedding is multiplied. All paths give the same results to rounding.
+Words that go may leave something behind: the mean of their embeddings, through a matrix, joins the sentence.
+
+Evaluation reads tables of words: what each adds to the LSTM's gates (`recurrence`), to the student's inner
+layer (`StudentPruner.fold`) and to what is left behind, so no embedding is multiplied. All paths give the same
+results to rounding.
 
 Shapes: B examples, T words of the longest, T' words that stay, E units of the embedding, H of the LSTM.
 """
@@ -12,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, linear
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pruning import methods, selection
 from pruning.losses import task_loss
 from pruning.pruners import PrunerConfig, StudentPruner
 from pruning.recurrence import DerivedTensors, Recurrence
-from pruning.selection import Tokens
+from pruning.selection import TokenFusion, Tokens
 
 EMBEDDING = 300
 HIDDEN = 300
@@ -61,11 +65,13 @@ class PrunedLstmClassifier(nn.Module):
         method: str | None = None,
         rate: float = 0.0,
         seed: int = 0,
+        removed_tokens: str = "gone",
     ):
-        """Raises ValueError for a rate outside [0, 1] or an unknown method."""
+        """removed_tokens: "fused" or "gone". Raises ValueError for a rate outside [0, 1] or an unknown
+        method."""
         super().__init__()
         selection.check_rate(rate)
-        of_pruning = {"method": method, "rate": rate, "seed": seed}
+        of_pruning = {"method": method, "rate": rate, "seed": seed, "removed_tokens": removed_tokens}
         self.config = {"vocab_size": vocab_size, "outputs": outputs, "pair": pair, **of_pruning}
         self.rate = rate if method else 0.0
         self.training_rate: float | None = None
@@ -78,10 +84,11 @@ class PrunedLstmClassifier(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
         self.inner = nn.Linear(HIDDEN * (4 if pair else 1), INNER)
         self.classifier = nn.Linear(INNER, outputs)
-        self.pruner = None
+        self.pruner = self.fusion = None
         if method and self.rate > 0:
             config = PrunerConfig(0, EMBEDDING, vocab_size, seed, STUDENT_WIDTH, STUDENT_CONTEXT)
             self.pruner = methods.build_pruner(method, methods.LSTM_METHODS, config)
+            self.fusion = TokenFusion(HIDDEN) if removed_tokens == "fused" else None
         initialize(self)
 
     def forward(
@@ -132,10 +139,10 @@ class PrunedLstmClassifier(nn.Module):
             self._derived.clear()
             self.lstm.derived.clear()
         elif may_be_fast and DerivedTensors.may_hold(self.embedding.weight, *self.lstm.weights):
-            return *self._read_fast(ids, mask), None
-        needs_states = self.pruner is None or isinstance(self.pruner, StudentPruner)
+            return *read_fast(self, ids, mask), None
+        needs_states = self.pruner is None or self.fusion or isinstance(self.pruner, StudentPruner)
         tokens = Tokens.start(self.dropout(self.embedding(ids)) if needs_states else None, mask, ids)
-        loss = None
+        words, loss = tokens.states, None
         if not any(tokens.lengths):
             return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens.kept_positions(), None
         if self.pruner is not None:
@@ -146,29 +153,9 @@ class PrunedLstmClassifier(nn.Module):
         if tokens.states is None:
             tokens.states = self.dropout(self.embedding(tokens.ids))
         vector = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
+        if self.fusion is not None:
+            vector = vector + self.fusion(words, selection.removed(mask, tokens.positions, tokens.mask))
         return vector, tokens.kept_positions(), loss
-
-    def _read_fast(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The same at evaluation, with no work that the words that go, or padding, would need."""
-        if torch.is_autocast_enabled(ids.device.type):  # to switch it off takes as long as ten operations
-            with torch.autocast(ids.device.type, enabled=False):
-                return self._read_fast(ids, mask)
-        lengths = mask.sum(dim=1).tolist()
-        longest = max(lengths, default=0)
-        if longest == 0:
-            return self.inner.weight.new_zeros(len(ids), HIDDEN), mask.long() - 1
-        if longest < mask.shape[1]:
-            ids, mask = ids[:, :longest], mask[:, :longest]
-        kept = mask  # of a dense model nobody asks for it
-        if self.pruner is not None:
-            ids, kept, lengths = choose_words(self, ids, mask, lengths)
-        if takes_steps(self, *ids.shape):
-            words = self.embedding.weight
-            tables = self.lstm.tables(words) if self.reads_tables else None
-            return self.lstm.maximum(words, tables, ids, lengths), kept
-        is_full = min(lengths) == ids.shape[1]
-        mask = kept if self.pruner is None else kept >= 0
-        return self.encode(self.embedding(ids), None if is_full else mask), kept
 
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """The maximum over time (B, H) of the LSTM's states. states: (B, T, E); mask: (B, T) bool, True at
@@ -194,6 +181,45 @@ class PrunedLstmClassifier(nn.Module):
     def set_training_rates(self, rates: Sequence[float] | None) -> None:
         """The rate of training steps from here on; None: the model's own. Evaluation keeps to that."""
         self.training_rate = None if rates is None else rates[0]
+
+
+def read_fast(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """At evaluation a sentence as (B, H) and the positions of words that stay, with no work that the words that
+    go, or padding, would need."""
+    if torch.is_autocast_enabled(ids.device.type):  # to switch it off takes as long as ten operations
+        with torch.autocast(ids.device.type, enabled=False):
+            return read_fast(model, ids, mask)
+    lengths = mask.sum(dim=1).tolist()
+    longest = max(lengths, default=0)
+    if longest == 0:
+        return model.inner.weight.new_zeros(len(ids), HIDDEN), mask.long() - 1
+    if longest < mask.shape[1]:
+        ids, mask = ids[:, :longest], mask[:, :longest]
+    kept, left = mask, None  # of a dense model nobody asks for it
+    if model.pruner is not None:
+        whole = ids
+        ids, kept, lengths = choose_words(model, ids, mask, lengths)
+        left = None if model.fusion is None else left_behind(model, whole, mask, kept)
+    if takes_steps(model, *ids.shape):
+        words = model.embedding.weight
+        tables = model.lstm.tables(words) if model.reads_tables else None
+        vector = model.lstm.maximum(words, tables, ids, lengths)
+    else:
+        is_full = min(lengths) == ids.shape[1]
+        real = kept if model.pruner is None else kept >= 0
+        vector = model.encode(model.embedding(ids), None if is_full else real)
+    return vector if left is None else vector + left, kept
+
+
+def left_behind(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
+    """At evaluation what the words that go leave behind, (B, H). kept: (B, T') positions, -1: fewer."""
+    gone = selection.removed(mask, kept, kept >= 0)
+    counts = gone.sum(dim=1)
+    words, fusion = model.embedding.weight, model.fusion.weight  # type: ignore[union-attr]
+    by_table = model.tabled and DerivedTensors.may_hold(words, fusion)
+    table = model._derived.get("left", lambda: linear(words, fusion), words, fusion) if by_table else words
+    mean = embedding_bag(ids[gone], table, counts.cumsum(0) - counts, mode="mean")  # 0 where none go
+    return mean if by_table else linear(mean, fusion)
 
 
 def takes_steps(model: PrunedLstmClassifier, rows: int, words: int) -> bool:

@@ -122,6 +122,7 @@ class LstmSettings(Training, Reports):
 
     target_prune_rate: Share
     pruning_methods: LstmMethods
+    removed_tokens: Literal["fused", "gone"]
 
 
 class LstmGlueSettings(LstmSettings, GlueTasks):

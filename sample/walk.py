@@ -57,6 +57,7 @@ lstm_settings = {
         *("lstm student", "integrated gradients student"),
         *("lstm", "integrated gradients"),
     ],
+    "removed_tokens": "gone",  # what is fused tells of the deciding words too, whatever the choice
     "dense_epochs": 4,
     "pruned_epochs": 1,
     "timing_examples": 64,

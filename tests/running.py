@@ -22,7 +22,7 @@ BERT = SMALL | {
     "task_names": ["sst-2"],
     "pruning_methods": ["head"],
 }
-LSTM = SMALL | {"target_prune_rate": 0.5, "pruning_methods": ["lstm student"]}
+LSTM = SMALL | {"target_prune_rate": 0.5, "pruning_methods": ["lstm student"], "removed_tokens": "fused"}
 
 
 def runner(module, chosen, monkeypatch):

@@ -25,9 +25,12 @@ from studies import workloads
 DEPLOYABLE = [m for m in methods.LSTM_METHODS if not methods.is_teacher(m)]
 
 
-def build(method=None, rate=0.0, pair=False, outputs=4):
+def build(method=None, rate=0.0, pair=False, outputs=4, removed_tokens="fused"):
     torch.manual_seed(0)
-    model = PrunedLstmClassifier(50, outputs, pair=pair, method=method, rate=rate).eval()
+    pruning = {"method": method, "rate": rate, "removed_tokens": removed_tokens}
+    model = PrunedLstmClassifier(50, outputs, pair=pair, **pruning).eval()
+    if model.fusion is not None:  # a fresh one leaves nothing behind
+        torch.nn.init.normal_(model.fusion.weight, std=0.1)
     methods.set_frequencies(model, torch.rand(50) * 100)
     return model
 
@@ -121,7 +124,7 @@ def test_alone_in_any_batch_and_with_any_padding_the_same(batch, method, pair):
 
 @torch.no_grad()
 def test_pruned_output_is_that_of_the_kept_words(batch):
-    model = build("frequency", 0.6)
+    model = build("frequency", 0.6, removed_tokens="gone")
     output = model(**batch)
     dense = build()
     dense.load_state_dict(model.state_dict(), strict=False)
@@ -132,6 +135,24 @@ def test_pruned_output_is_that_of_the_kept_words(batch):
         ids = batch["ids"][row : row + 1, places]
         alone = dense(ids, torch.ones_like(ids).bool())
         torch.testing.assert_close(alone.logits[0], output.logits[row], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fast", [True, False])
+def test_fused_words_join_the_sentence_as_their_mean_through_a_matrix(batch, fast):
+    model, gone = (build("tail", 0.6, removed_tokens=kind) for kind in ("fused", "gone"))
+    gone.load_state_dict(model.state_dict(), strict=False)
+    assert {*model.state_dict()} - {*gone.state_dict()} == {"fusion.weight"}
+    vectors = []
+    for each in (model, gone):
+        each.fast, each.classify = fast, lambda vectors: vectors[0]
+        vectors.append(each(**batch).logits)
+    for row, length in enumerate((20, 11, 3, 1)):
+        removed = model.embedding(batch["ids"][row, length - int(length * 0.6) : length])
+        left = model.fusion.weight @ removed.mean(dim=0) if len(removed) else torch.zeros(HIDDEN)
+        torch.testing.assert_close(vectors[0][row] - vectors[1][row], left, atol=1e-5, rtol=0)
+    fresh = PrunedLstmClassifier(50, 4, pair=False, method="tail", rate=0.6, removed_tokens="fused")
+    assert not fresh.fusion.weight.any()
 
 
 @torch.no_grad()
@@ -279,12 +300,13 @@ def test_one_sentence_takes_no_more_operations_than_these():
             self.calls += 1
             return function(*args, **kwargs or {})
 
-    model = build("lstm student", 0.9)
     ids = torch.randint(1, 50, (1, 37))
-    model(ids, ids > 0)
-    with Count() as count:
-        assert model(ids, ids > 0).kept[0].shape == (1, 4)
-    assert count.calls <= 72
+    for removed_tokens, most in {"gone": 72, "fused": 90}.items():
+        model = build("lstm student", 0.9, removed_tokens=removed_tokens)
+        model(ids, ids > 0)
+        with Count() as count:
+            assert model(ids, ids > 0).kept[0].shape == (1, 4)
+        assert count.calls <= most
 
 
 def test_a_kept_model_makes_tables_for_as_many_words_as_they_have(tmp_path):
@@ -357,7 +379,7 @@ def step(model, words):
 
 
 def tabled_weights(model):
-    of_student = [] if model.pruner is None else [model.pruner.inner.weight]
+    of_student = [] if model.pruner is None else [model.pruner.inner.weight, model.fusion.weight]
     return [model.embedding.weight, model.lstm.weight_hh_l0, model.lstm.bias_ih_l0, *of_student]
 
 

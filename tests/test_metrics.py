@@ -127,8 +127,8 @@ def test_flops_of_the_lstm_are_those_of_its_gates():
 
 
 def test_flops_of_a_pruned_lstm_are_those_of_its_steps_and_its_student():
-    def model(method):
-        return PrunedLstmClassifier(50, 2, pair=True, method=method, rate=0.5)
+    def model(method, removed_tokens="gone"):
+        return PrunedLstmClassifier(50, 2, pair=True, method=method, rate=0.5, removed_tokens=removed_tokens)
 
     mask = torch.arange(20) < torch.tensor([20, 11, 3])[:, None]
     batch = {"mask": mask, "second_mask": mask[:, :8]}
@@ -146,6 +146,10 @@ def test_flops_of_a_pruned_lstm_are_those_of_its_steps_and_its_student():
         assert flops.pruned_lstm(tabled, batch) == recurrence + 3 * (20 + 8) * of_table
         recurrence = 3 * flops.lstm_layer(300, 300, padded[method])
         assert flops.pruned_lstm(plain, batch) == recurrence + 3 * (20 + 8) * of_product
+    for fast, products in {True: 0, False: 3 * 2 * 2 * 300 * 300}.items():  # one for each sentence
+        fused, gone = model("tail", "fused"), model("tail")
+        fused.fast = gone.fast = fast
+        assert flops.pruned_lstm(fused, batch) == flops.pruned_lstm(gone, batch) + products
     many = {name: part.repeat(11, 1) for name, part in batch.items()}
     assert flops.pruned_lstm(model(None), many) == 11 * (31 + 16) * 2 * 4 * 300 * 300
 

@@ -31,6 +31,7 @@ BERT = COMMON | {
 LSTM = COMMON | {
     "target_prune_rate": 0.8,
     "pruning_methods": ["integrated gradients student", "random"],
+    "removed_tokens": "gone",
     "dense_epochs": 6,
     "pruned_epochs": 3,
 }

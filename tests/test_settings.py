@@ -230,6 +230,11 @@ def test_the_sentence_reads(name, value, sentence):
     assert str(error.value) == f"{name} in RunBert4Glue.py: {sentence}. Edit it at the top of the script"
 
 
+def test_no_lstm_reads_removed_words():
+    with pytest.raises(UserError, match="it should be 'fused' or 'gone'; it is 'readable'"):
+        read(RunLstm4Glue, removed_tokens="readable")
+
+
 def test_an_entry_of_a_list_is_counted():
     with pytest.raises(UserError, match=r"pruning_methods in RunLstm4Glue\.py, entry 1: unknown .* 'nose'"):
         read(RunLstm4Glue, pruning_methods=["head", "nose"])
