@@ -3,8 +3,8 @@
 Words that go may leave something behind: the mean of their embeddings, through a matrix, joins the sentence.
 
 Evaluation reads tables of words: what each adds to the LSTM's gates (`recurrence`), to the student's inner
-layer (`StudentPruner.fold`) and to what is left behind, so no embedding is multiplied. All paths give the same
-results to rounding.
+layer (`StudentPruner.fold`) and to what is left behind, so no embedding is multiplied. All paths give the
+same results to rounding.
 
 Shapes: B examples, T words of the longest, T' words that stay, E units of the embedding, H of the LSTM.
 """
@@ -184,8 +184,8 @@ class PrunedLstmClassifier(nn.Module):
 
 
 def read_fast(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """At evaluation a sentence as (B, H) and the positions of words that stay, with no work that the words that
-    go, or padding, would need."""
+    """At evaluation a sentence as (B, H) and the positions (B, T') of words that stay, with no work that the
+    words that go, or padding, would need."""
     if torch.is_autocast_enabled(ids.device.type):  # to switch it off takes as long as ten operations
         with torch.autocast(ids.device.type, enabled=False):
             return read_fast(model, ids, mask)

@@ -269,10 +269,10 @@ def lstms(
     rates: Sequence[float], size: int, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Variant]:
     """Dense, with the packed and the padded nn.LSTM and from the table of words, and pruned at every rate, AG
-    News lengths. All share one table."""
+    News lengths; what goes is fused. All share one table."""
     examples = LstmExamples(draw_words("agnews", LSTM_WORDS), torch.zeros(EXAMPLES))
     inputs = inputs_of(examples, pick_batches(examples, size, tokens), device)
-    build = partial(PrunedLstmClassifier, LSTM_WORDS, 4, pair=False)
+    build = partial(PrunedLstmClassifier, LSTM_WORDS, 4, pair=False, removed_tokens="fused")
     dense = timing.with_weights(build(), device, dtype)
 
     def variant(method: str | None, rate: float = 0.0, packed: bool = False, fast: bool = True) -> Variant:
