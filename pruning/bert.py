@@ -95,7 +95,7 @@ class Bert:
         self.key_fields = pretrained.key_fields
         of_pruning = {"removed_tokens": self.removed_tokens, "layers": self.depth}
         self.pruning_fields: dict[str, Any] = {"pruning": self.schedule, **of_pruning}
-        self.pruning_text = str(self.schedule)
+        self.pruning_text = f"{self.schedule}, {self.removed_tokens}"
         self.pruned_layers = [f"layer {layer}" for layer, rate in enumerate(self.schedule) if rate > 0]
 
     def __str__(self) -> str:

@@ -59,7 +59,7 @@ class Lstm:
         self.is_pair = data.task.kind == "pair"
         self.key_fields: dict[str, Any] = {}
         self.pruning_fields = {"pruning": target_prune_rate, "removed_tokens": removed_tokens}
-        self.pruning_text = str(target_prune_rate)
+        self.pruning_text = f"{target_prune_rate}, {removed_tokens}"
 
     def build(self, method: Any, seed: int, state: dict[str, Tensor] | None = None) -> PrunedLstmClassifier:
         """A model for the task: dense for no method; fresh, or from the `state` of a dense one."""

@@ -150,7 +150,11 @@ def test_finished_runs_are_skipped_and_a_new_schedule_is_a_new_run(bert, full_wo
     assert "1/1 [" in capsys.readouterr().err.rpartition("runs:")[2]
     after = files(full_world, "BERT")
     assert before.items() < after.items() and len(after) == len(before) + 1
-    assert {r["pruning"] for r in records.read_all("BERT")} == {"", "[0, 0.5, 0.5]", "[0, 0, 0.9]"}
+    assert {r["pruning"] for r in records.read_all("BERT")} == {
+        "",
+        "[0, 0.5, 0.5], fused",
+        "[0, 0, 0.9], fused",
+    }
 
 
 def test_a_setting_makes_new_runs_of_what_it_affects(bert, full_world):

@@ -274,7 +274,7 @@ def test_the_headline_has_dense_and_pruned_of_the_same_seeds(comparison):
     lstm = []
     for seed in (0, 1):
         lstm.append(lstm_record("dense", "", seed, 0.8 + seed / 10, 1.0, None))
-        for rate, value, kept in (("0.6", 0.85, 0.41), ("0.9", 0.7, 0.11)):
+        for rate, value, kept in (("0.6, fused", 0.85, 0.41), ("0.9, fused", 0.7, 0.11)):
             method = "integrated gradients student"
             lstm.append(lstm_record(method, rate, seed, value, kept, f"dense{seed}"))
     words = {"dense, padded": row(1.0, 1.0), "0.6 removed, student": row(2.2, 2.2, 0.41)}
