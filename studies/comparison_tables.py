@@ -254,6 +254,6 @@ def series_of(records: list[Record], recipe: dict[str, str]) -> dict[str, list[t
     one, and so are other lines whose names differ by numbers alone."""
     series: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for (method, budget), answers in lines_of(records).items():
-        name = "recipe" if recipe.get(budget) == method else re.sub(r"\d+%? ", "", method)
+        name = "recipe" if recipe.get(budget) == method else re.sub(r"\d+", "k", method)
         series[name].append((mean_of(answers, itemgetter("flops_kept")), mean_of(answers), method))
     return series
