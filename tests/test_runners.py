@@ -286,7 +286,7 @@ def test_the_runner_ends_with_the_table_of_its_own_runs(bert, full_world, capsys
     table = [line for line in capsys.readouterr().out.split("\n") if line.startswith("| ")]
     assert [[cell.strip() for cell in line.split("|")[1:5]] for line in table[1:]] == [
         ["sst-2", "dense", "", "1"],
-        ["sst-2", "tail", "[0, 0.5, 0.5]", "1"],
+        ["sst-2", "tail", "[0, 0.5, 0.5], fused", "1"],
     ]
     summary = (full_world / "records/BERT/summary.md").read_text()
     assert [line.split("|")[2].strip() for line in summary.split("\n") if line.startswith("| sst-2")] == [
