@@ -51,9 +51,9 @@ def bert_head(config: Any) -> int:
     return 2 * config.hidden_size * (config.hidden_size + config.num_labels)
 
 
-def token_fusion(config: Any) -> int:
+def token_fusion(hidden: int) -> int:
     """The mean of a sequence's removed tokens through a matrix: 2H²."""
-    return 2 * config.hidden_size**2
+    return 2 * hidden**2
 
 
 def stock_bert(model: Any, batch: Batch) -> int:
@@ -80,7 +80,7 @@ def pruned_bert(model: Any, batch: Batch) -> int:
             flat = (1, rows * width if padded else sum(lengths))
             if max(stay) > 1:  # else nothing is scored
                 total += pruner.flops(*(grid if pruner.needs_grid else flat))
-            total += rows * token_fusion(config) if encoder.fusions else 0
+            total += rows * token_fusion(config.hidden_size) if encoder.fusions else 0
             lengths, width = stay, max(stay)
             padded = ways.pads(lengths, width) and not ways.readable
         groups = neighbours(sorted(zip(read if ways.readable else lengths, lengths, strict=True)))
@@ -118,7 +118,7 @@ def _sentences(model: Any, mask: Tensor) -> int:
         return recurrence
     if model.fast and model.tabled:
         return recurrence + model.pruner.table_flops(rows * width)
-    fusion = 0 if model.fusion is None else rows * 2 * sizes[0] * sizes[1]
+    fusion = 0 if model.fusion is None else rows * token_fusion(model.lstm.hidden_size)
     return recurrence + model.pruner.flops(rows, width) + fusion
 
 

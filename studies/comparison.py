@@ -14,7 +14,7 @@ settings and precision are the same. Change what is between the two rulers below
 import copy
 import time
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
@@ -131,7 +131,6 @@ class Piece(NamedTuple):
         return records.read(records.folder_of(STUDY, fields)) or published().get(records.key_of(fields))
 
 
-@cache
 def published() -> dict[str, Record]:
     """Key → record of the study as it is published."""
     if not (study_tables.PUBLISHED / f"{STUDY}.json").is_file():

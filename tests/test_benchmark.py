@@ -48,10 +48,10 @@ def test_flops_and_token_layers_are_those_of_what_runs(berts):
     assert variant_of(plain, [batch]).flops == head + 3 * (
         bert_layer(config, 20)
         + 20 * student
-        + token_fusion(config)
+        + token_fusion(config.hidden_size)
         + 2 * bert_layer(config, 4)
         + 4 * student
-        + token_fusion(config)
+        + token_fusion(config.hidden_size)
         + 3 * bert_layer(config, 2)
     )
 

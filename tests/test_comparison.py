@@ -111,10 +111,8 @@ def test_published_lines_are_not_trained_again(compare, full_world, monkeypatch,
     folder.rename(full_world / "before")
     monkeypatch.setattr(study_tables, "PUBLISHED", tmp_path)
     monkeypatch.setattr(comparison, "train", lambda piece: pytest.fail(f"{piece.name} is trained"))
-    comparison.published.cache_clear()
     study_tables.published.cache_clear()
     compare(task_names=["sst-2"], bootstrap_draws=2)
-    comparison.published.cache_clear()
     study_tables.published.cache_clear()
     assert (folder / "tables.md").read_text().split("by the clock")[0] == text.split("by the clock")[0]
 
