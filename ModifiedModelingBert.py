@@ -100,8 +100,8 @@ class PrunedBertEncoder(BertEncoder):
     """BertEncoder with pruners.
 
     Attributes:
-        schedule: one rate for each layer, as the model is evaluated.
-        training_rates: the rates of the next training step, where they differ from the schedule.
+        schedule: one rate for each layer, as the model is evaluated; fewer leave the last layers out.
+        training_rates: the same for the next training step, where it differs.
         fast_paths: see `layers`; None runs the stock layers.
     """
 
@@ -122,13 +122,13 @@ class PrunedBertEncoder(BertEncoder):
         self.fast_paths: FastPaths | None = FastPaths()
 
     def rates(self) -> list[float]:
-        """One rate for each layer, as the next pass will prune."""
+        """One rate for each layer that runs, as the next pass will prune."""
         return self.training_rates if self.training and self.training_rates else self.schedule
 
     def segments(self) -> list[tuple[int, int]]:
         """Layers with no pruning between them, from and up to."""
         starts = {0, *(layer for layer, rate in enumerate(self.rates()) if rate > 0)}
-        return list(pairwise([*sorted(starts), len(self.layer)]))
+        return list(pairwise([*sorted(starts), len(self.rates())]))
 
     def forward(  # type: ignore[override]
         self,
@@ -165,7 +165,7 @@ class PrunedBertEncoder(BertEncoder):
                 tokens, loss = self._prune(start, tokens, (teacher_scores or {}).get(start))
                 losses += [] if loss is None else [loss]
             trails += [tokens.trail] * (end - start)
-            segment, last = self.layer[start:end], only_first and end == len(self.layer)
+            segment, last = self.layer[start:end], only_first and end == len(self.rates())
             if paths is None:
                 tokens = run_stock_layers(segment, tokens, self.config, **kwargs)
             else:

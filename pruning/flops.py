@@ -89,7 +89,7 @@ def pruned_bert(model: Any, batch: Batch) -> int:
         elif padded:
             groups = [(rows, width, width)]
         for layer in range(start, end):
-            alone = paths.cls_only and layer == config.num_hidden_layers - 1
+            alone = paths.cls_only and layer == len(encoder.schedule) - 1
             asked = [(count, n, 1 if alone else q) for count, n, q in groups]
             total += bert_layer_of(config, asked, paths.absorbed, weight.device.type)
     return total

@@ -3,11 +3,10 @@
 Of the tokens alive, layer l removes the share r_l before it runs: (1 - r_0) … (1 - r_l) of all reach it.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-
-HIGHEST_RATE = 0.9  # of one layer, in a schedule drawn at random
 
 # Found for removed tokens that are fused, by `Task.kind`. Counts are rounded down before every layer, so
 # short sentences keep more than a list says: GLUE's pairs what its name says, CoLA's sentences 2 to 5 points
@@ -65,46 +64,52 @@ def stretched(schedule: Sequence[float], layers: int) -> list[float]:
     return [round(1 - now / before, 3) if before else 0 for before, now in pairwise([1.0, *wanted])]
 
 
-def draw(layers: int, share: float, rng: random.Random) -> list[float]:
-    """A schedule at random that keeps about `share` of the token-layers.
+def draw(layers: int, share: float, rng: random.Random, fewest: int | None = None) -> list[float]:
+    """A schedule at random that keeps about `share` of the token-layers of so many layers.
 
-    About half of the layers prune; how hard each does in relation to the others is drawn from an
-    exponential distribution, and how hard all do together follows from `share`.
+    It has `fewest` to `layers` rates (None: one for each layer), all depths as likely, and half of the
+    schedules leave [CLS] alone in the last of their layers. Of the layers before, about half prune; how hard
+    each does in relation to the others is drawn from an exponential distribution, and how hard all do
+    together follows from `share`.
     """
-    weights = [rng.expovariate(1.0) if rng.random() < 0.5 else 0.0 for _ in range(layers)]
-    if not any(weights[: max(1, layers // 2)]):
-        weights[rng.randrange(max(1, layers // 2))] = 1.0  # late layers alone cannot remove enough
-    return shaped(weights, share)
+    needed = math.ceil(share * layers)  # as many layers, whole, keep the share
+    depth = rng.randint(max(1, needed, min(layers, fewest or layers)), layers)
+    wide = rng.randint(max(1, needed), depth) if rng.random() < 0.5 else depth
+    weights = [rng.expovariate(1.0) if rng.random() < 0.5 else 0.0 for _ in range(wide)]
+    if not any(weights[: max(1, wide // 2)]):
+        weights[rng.randrange(max(1, wide // 2))] = 1.0  # late layers alone cannot remove enough
+    return (shaped(weights, share * layers / wide) + [1.0] + [0.0] * (depth - wide))[:depth]
 
 
 def shaped(weights: Sequence[float], share: float) -> list[float]:
-    """The schedule that keeps `share` of the token-layers, as near as HIGHEST_RATE allows. weights: of each
-    layer, how hard it prunes in relation to the others; equal ones have equal rates."""
+    """The schedule that keeps `share` of the token-layers, all of them from 1 on. weights: of each layer, how
+    hard it prunes in relation to the others; equal ones have equal rates."""
 
     def scaled(strength: float) -> list[float]:
-        return [min(HIGHEST_RATE, 1 - 2 ** (-strength * weight)) for weight in weights]
+        return [1 - 2 ** (-strength * weight) for weight in weights]
 
-    weak, strong = 0.0, 64.0
-    for _ in range(30):
+    weak, strong = 0.0, 1024.0
+    for _ in range(40):
         middle = (weak + strong) / 2
         weak, strong = (middle, strong) if token_layers(scaled(middle)) > share else (weak, middle)
     return [round(rate, 3) for rate in scaled(strong)]
 
 
 def at_random(
-    layers: int, shares: Sequence[float], ramp_share: float, seed: int
+    layers: int, shares: Sequence[float], ramp_share: float, seed: int, fewest: int | None = None
 ) -> Callable[[float], list[float]]:
     """For a model that is to serve every schedule: a new one for every training step (`rates_at` of
     `training.train`).
 
     Args:
+        layers, fewest: as in `draw`.
         shares: the smallest and the largest share of the token-layers to keep, all between as likely.
         ramp_share: of the training, in which these shares fall from 1 to where they are.
     """
     rng = random.Random(seed)
 
     def rates_at(progress: float) -> list[float]:
-        return draw(layers, 1 - _rise(progress, ramp_share) * (1 - rng.uniform(*shares)), rng)
+        return draw(layers, 1 - _rise(progress, ramp_share) * (1 - rng.uniform(*shares)), rng, fewest)
 
     return rates_at
 

@@ -1,13 +1,14 @@
-"""Finds pruning schedules for BERT: the best metric at every speed, by the clock of this machine.
+"""Finds pruning schedules for BERT, depth included: the best metric at every speed, by this machine's clock.
 
     cache/bert/<task>.pt, bert/  →  records/search/, and lists to paste into `pruning_schedule`
 
 Run it without parameters, after PrepareGlue4Bert.py and `pip install -r requirements-studies.txt`:
 `python -m studies.search`. For each task one model is fine-tuned over random schedules, so that it serves all
 of them (a supernet). Sentences held out from its training set then evaluate some hundred schedules: the plain
-shapes first, then random ones, then what Optuna proposes. The plain shapes are timed, the speed of all others
-is estimated from theirs, and the schedules chosen for a speed are timed again. The dev set is asked once, at
-the end. Change what is between the two rulers below; what was trained before is taken from cache/.
+shapes first, then random ones, then what Optuna proposes. A schedule of fewer rates than the BERT has layers
+leaves the last ones out. The plain shapes are timed, the speed of all others is estimated from theirs, and
+what is chosen for a speed is timed again. The dev set is asked once, at the end. Change what is between the
+two rulers below; what was trained before is taken from cache/.
 """
 
 import random
@@ -34,13 +35,13 @@ from studies.tables import RECIPE, Record
 # How many times as fast as stock transformers (length-sorted, padded per batch) the model has to be.
 budgets = [1.5, 2, 2.5, 3.5]
 kept_budgets = {"half": 0.5, "third": 0.34, "fifth": 0.2}  # and at most this share of the token-layers
-task_names = ["sst-2"]  # one schedule is sought that serves all of them
+task_names = ["mrpc", "cola", "sts-b"]  # one schedule is sought that serves all of them
 pruning_method = RECIPE
 seeds = [0]  # the first one
 training_rows = {"sst-2": 16_000, "mrpc": 3_301, "cola": 7_696, "sts-b": 5_174}  # the rest is held out
 held_out_rows = 1_000  # of the rest, at most: they evaluate the schedules
-dense_epochs = {"sst-2": 2, "mrpc": 3, "cola": 3, "sts-b": 3}
-pruned_epochs = {"sst-2": 2, "mrpc": 3, "cola": 3, "sts-b": 3}
+dense_epochs = {"sst-2": 2, "other": 3}
+pruned_epochs = {"sst-2": 2, "other": 4}
 batch_size = 32
 learning_rate = 1e-4
 student_learning_rate = 1e-3
@@ -49,19 +50,22 @@ distillation_share = 0.5
 ramp_share = 0.5  # of the training, in which schedules get as hard as `kept_shares` says
 kept_shares = [0.15, 0.7]  # of the token-layers, that schedules keep while the model is trained
 dropout = 0.0
-augmented_copies = {"sst-2": 1, "mrpc": 2, "cola": 2, "sts-b": 2}
+augmented_copies = {"sst-2": 1, "other": 3}
 word_dropout = 0.15
-removed_tokens = "fused"
-layers = None  # all of the BERT's
+removed_tokens = "readable"
+layers = None  # the most that a schedule may have; None: all of the BERT's
+fewest_layers = 2  # the fewest; None: as many
 evaluations = 150  # schedules that are evaluated
 evaluation_batch_size = 64
 timing_examples = 128
 timing_passes = 5
 # ----------------------------------------------------------------------------------------------
 
+DEPTH = "layers"  # Optuna's name of it
 STEP = 0.05  # rates are multiples of it
 FIRST = 0.4  # of the evaluations go to plain shapes, and to schedules drawn at random
-SHAPED = 5  # schedules of each plain shape
+SHAPED = 3  # schedules of each plain shape and depth
+DEPTHS = (1, 2 / 3, 1 / 2)  # of the most layers, which plain shapes have
 CORRECTIONS = 3  # how often a choice that the clock refuses is made again
 
 
@@ -72,6 +76,7 @@ class Settings(settings.BertTraining, settings.GlueTasks):
     kept_budgets: dict[str, settings.Share]
     pruning_method: settings.BertMethod
     held_out_rows: settings.Count
+    fewest_layers: settings.Count | None
     kept_shares: Annotated[list[settings.Share], Field(min_length=2, max_length=2)]
     evaluations: settings.Count
     timing_examples: settings.Count
@@ -93,18 +98,24 @@ Points = dict[Schedule, Point]
 
 
 def rounded(schedule: Sequence[float]) -> Schedule:
-    """To multiples of STEP, at most HIGHEST_RATE."""
-    return tuple(round(min(schedules.HIGHEST_RATE, round(rate / STEP) * STEP), 2) for rate in schedule)
+    """To multiples of STEP."""
+    return tuple(round(round(rate / STEP) * STEP, 2) for rate in schedule)
 
 
-def plain(layers: int, kept_shares: Sequence[float]) -> list[Schedule]:
-    """Schedules that anyone would try: the same rate everywhere, everywhere but before the first layer or
-    the first two, and once only, before the first layer."""
-    once = [1] + [0] * (layers - 1)
-    shapes = [once, *([0] * late + [1] * (layers - late) for late in range(min(3, layers)))]
+def plain(layers: int, fewest: int, kept_shares: Sequence[float]) -> list[Schedule]:
+    """Schedules that anyone would try, of up to so many layers: nothing pruned, the last layers left out;
+    [CLS] alone from a layer on; and, at some depths, the same rate everywhere, everywhere but before the
+    first layer or the first two, and once only, before the first layer."""
+    found = [(0.0,) * depth for depth in range(fewest, layers)]
+    found += [(0.0,) * whole + (1.0,) + (0.0,) * (layers - whole - 1) for whole in range(1, layers)]
     low, high = kept_shares
-    shares = [low + (high - low) * i / (SHAPED - 1) for i in range(SHAPED)]
-    return [rounded(schedules.shaped(shape, share)) for share in shares for shape in shapes]
+    for depth in sorted({max(fewest, round(share * layers)) for share in DEPTHS}):
+        once = [1] + [0] * (depth - 1)
+        shapes = [once, *([0] * late + [1] * (depth - late) for late in range(min(3, depth)))]
+        shares = [low + (high - low) * i / (SHAPED - 1) for i in range(SHAPED)]
+        of_depth = [share * layers / depth for share in shares if share * layers < depth]
+        found += [rounded(schedules.shaped(shape, share)) for share in of_depth for shape in shapes]
+    return [*dict.fromkeys(found)]
 
 
 def search(supernets: list[Supernet]) -> tuple[Points, list[Schedule]]:
@@ -116,21 +127,22 @@ def search(supernets: list[Supernet]) -> tuple[Points, list[Schedule]]:
     """
     experiment, points = supernets[0].experiment, Points()
     chosen, layers, rng = experiment.settings, experiment.builder.depth, random.Random(experiment.seed)
-    names, highest = [f"layer {layer}" for layer in range(layers)], schedules.HIGHEST_RATE
-    first, starts = round(FIRST * chosen.evaluations), plain(layers, chosen.kept_shares)
+    names, fewest = [f"layer {layer}" for layer in range(layers)], min(layers, chosen.fewest_layers or layers)
+    first, starts = round(FIRST * chosen.evaluations), plain(layers, fewest, chosen.kept_shares)
     for part in supernets:
-        part.learn_costs([(0.0,) * layers, *dict.fromkeys(starts)])
+        part.learn_costs([(0.0,) * layers, *starts])
     while len(starts) < first:
-        starts.append(rounded(schedules.draw(layers, rng.uniform(*chosen.kept_shares), rng)))
+        starts.append(rounded(schedules.draw(layers, rng.uniform(*chosen.kept_shares), rng, fewest)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(n_startup_trials=first, seed=experiment.seed)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     for schedule in starts[:first]:
-        study.enqueue_trial(dict(zip(names, schedule, strict=True)))
+        study.enqueue_trial({DEPTH: len(schedule)} | dict(zip(names, schedule, strict=False)))
     bar = tqdm(total=chosen.evaluations, desc="schedules")
     while len(points) < chosen.evaluations:
         trial = study.ask()
-        schedule = rounded([trial.suggest_float(name, 0, highest, step=STEP) for name in names])
+        depth = trial.suggest_int(DEPTH, fewest, layers)
+        schedule = rounded([trial.suggest_float(name, 0, 1, step=STEP) for name in names[:depth]])
         if schedule not in points:
             answers = [part.evaluate(schedule, part.held_out) for part in supernets]
             metric, kept = map(statistics.mean, zip(*answers, strict=True))
@@ -138,7 +150,7 @@ def search(supernets: list[Supernet]) -> tuple[Points, list[Schedule]]:
             points[schedule] = Point(metric, speedup, kept)
             bar.update()
         study.tell(trial, points[schedule][:2])
-    front = {rounded([*trial.params.values()]) for trial in study.best_trials}
+    front = {rounded([trial.params[n] for n in names if n in trial.params]) for trial in study.best_trials}
     return points, sorted(front, key=lambda schedule: points[schedule].speedup)
 
 

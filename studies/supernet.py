@@ -19,13 +19,14 @@ STOCK = "dense, stock"
 
 
 def trained(experiment: Experiment) -> Any:
-    """A model trained over random schedules, so that it serves any (`set_schedule`): from cache/, or by
-    training it."""
+    """A model trained over random schedules, so that it serves any: from cache/, or by training it."""
     chosen, builder, seed = experiment.settings, experiment.builder, experiment.seed
-    fields = {**experiment.key_fields_of(chosen.pruning_method), "kept_shares": chosen.kept_shares}
+    drawn = {"kept_shares": chosen.kept_shares, "fewest_layers": chosen.fewest_layers}
+    fields = experiment.key_fields_of(chosen.pruning_method) | drawn
 
     def train() -> dict[str, Tensor]:
-        rates_at = schedules.at_random(builder.depth, chosen.kept_shares, chosen.ramp_share, seed)
+        shares, ramp, fewest = chosen.kept_shares, chosen.ramp_share, chosen.fewest_layers
+        rates_at = schedules.at_random(builder.depth, shares, ramp, seed, fewest)
         model, _ = experiment.train_pruned(chosen.pruning_method, rates_at)
         return state_on_cpu(model)
 
@@ -62,7 +63,7 @@ class Supernet:
         model."""
         model = self.experiment.dense() if schedule is None else self.model
         if schedule is not None:
-            model.set_schedule(list(schedule))
+            model.bert.encoder.schedule = list(schedule)
         found = results.evaluate_examples(self.experiment, model, Inputs(examples))
         return metric_of(found) or 0.0, found["token_layers_kept"]
 
@@ -71,7 +72,7 @@ class Supernet:
         stock, ours = self.timed
 
         def run(schedule: Schedule) -> list[Tensor]:
-            ours.set_schedule(list(schedule))
+            ours.bert.encoder.schedule = list(schedule)
             return [ours(**batch).logits for batch in self.inputs]
 
         runs = {STOCK: lambda: [stock(**batch).logits for batch in self.inputs]}
@@ -97,6 +98,7 @@ class Supernet:
 
 def parts_of(schedule: Schedule) -> np.ndarray:
     """What a pass under a schedule consists of, each at a cost of its own that is not negative: the pass
-    itself, the tokens of all layers but the last, those of the last (which owes [CLS] alone), prunings."""
+    itself, the layers, the tokens of all layers but the last, those of the last (which owes [CLS] alone),
+    prunings."""
     *alive, last = schedules.alive(schedule)
-    return np.array([1.0, sum(alive), last, sum(rate > 0 for rate in schedule)])
+    return np.array([1.0, len(schedule), sum(alive), last, sum(rate > 0 for rate in schedule)])

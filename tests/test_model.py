@@ -60,6 +60,30 @@ def test_pruned_output_is_that_of_the_kept_tokens_in_shorter_layers(batch):
     torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("removed_tokens", ["gone", "fused", "readable"])
+@pytest.mark.parametrize("rates", [[0.3, 0.5], [0.3], [0, 0]])
+def test_fewer_rates_than_layers_are_those_of_a_bert_cut_to_so_many(batch, rates, removed_tokens):
+    whole = build([0.5, 0.5, 0.5], "frequency", removed_tokens=removed_tokens)
+    cut = build(rates, "frequency", removed_tokens=removed_tokens, num_hidden_layers=len(rates))
+    state = whole.state_dict()
+    cut.load_state_dict({name: state[name] for name in cut.state_dict()})
+    whole.bert.encoder.schedule = rates
+    with torch.no_grad():
+        ours, theirs = whole(**batch), cut(**batch)
+        torch.testing.assert_close(ours.logits, theirs.logits, **ROUNDING)
+        assert len(ours.kept) == len(rates)
+        assert flops.pruned_bert(whole, batch) == flops.pruned_bert(cut, batch)
+        whole.set_training_rates(rates)
+        whole.bert.encoder.schedule = [0, 0, 0]
+        for model in (whole, cut):
+            model.train()
+            model.bert.encoder.fast_paths = None
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        torch.testing.assert_close(whole(**batch).logits, cut(**batch).logits, **ROUNDING)
+
+
 @pytest.mark.parametrize("method", DEPLOYABLE)
 def test_alone_in_any_batch_and_with_any_padding_the_same(batch, method):
     model = build([0.3, 0, 0.5], method)

@@ -20,7 +20,19 @@ def test_schedules_drawn_keep_what_was_asked_for():
             drawn = [schedules.draw(layers, share, rng) for _ in range(100)]
             kept = [schedules.token_layers(schedule) for schedule in drawn]
             assert abs(np.median(kept) - share) < 0.01 and max(kept) < 1
-            assert all(0 <= rate <= schedules.HIGHEST_RATE for schedule in drawn for rate in schedule)
+            assert all(0 <= rate <= 1 for schedule in drawn for rate in schedule)
+            assert {len(schedule) for schedule in drawn} == {layers}
+
+
+def test_schedules_drawn_may_leave_layers_out():
+    rng = random.Random(0)
+    drawn = [schedules.draw(12, 0.3, rng, fewest=2) for _ in range(300)]
+    kept = [schedules.token_layers(schedule) * len(schedule) / 12 for schedule in drawn]
+    assert {len(schedule) for schedule in drawn} == set(range(4, 13))  # three whole layers keep too little
+    assert abs(np.median(kept) - 0.3) < 0.01
+    alone = [schedule for schedule in drawn if 1 in schedule]
+    assert 100 < len(alone) < 200  # with [CLS] alone in the last layers
+    assert {len(schedule) for schedule in (schedules.draw(3, 0.1, rng, fewest=9) for _ in range(9))} == {3}
 
 
 def test_rates_rise_to_the_schedule_in_the_first_part_of_the_training():

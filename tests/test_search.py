@@ -59,7 +59,8 @@ def test_the_search_prints_lists_to_paste(find, full_world, capsys):
     for _, metric, speedup, _ in front:
         assert not any(m > metric and s > speedup for _, m, s, _ in record["points"])
     half = next(row for row in record["chosen"] if row["budget"] == "half")
-    assert lists["half"] == half["schedule"] and len(lists["half"]) == 3
+    assert lists["half"] == half["schedule"]
+    assert {len(schedule) for schedule, *_ in record["points"]} == {2, 3}  # of all layers, and of fewer
     assert half["held_out"] == max(metric for _, metric, _, kept in record["points"] if kept <= 0.5)
     assert next((full_world / "records/search").glob("*.png")).stat().st_size > 10_000
 
@@ -118,32 +119,40 @@ def test_a_choice_that_the_clock_refuses_is_made_again():
 
 
 def test_the_search_starts_with_what_anyone_would_try():
-    starts = search.plain(6, [0.15, 0.7])
-    kept = [schedules.token_layers(schedule) for schedule in starts]
+    starts = search.plain(6, 2, [0.15, 0.7])
+    kept = [schedules.token_layers(schedule) * len(schedule) / 6 for schedule in starts]
     assert min(kept) < 0.15 + 0.05 and max(kept) > 0.7 - 0.05
-    assert any(len(set(schedule)) == 1 for schedule in starts)  # the same rate everywhere
-    assert any(schedule[0] == 0 and len(set(schedule[1:])) == 1 for schedule in starts)
-    assert any(schedule[0] > 0 and not any(schedule[1:]) for schedule in starts)
+    for depth in (6, 4, 3):
+        pruned = [schedule for schedule in starts if len(schedule) == depth and any(schedule)]
+        assert any(len(set(schedule)) == 1 for schedule in pruned)  # the same rate everywhere
+        assert any(schedule[0] == 0 and len(set(schedule[1:])) == 1 for schedule in pruned)
+        assert any(schedule[0] > 0 and not any(schedule[1:]) for schedule in pruned)
+    assert {len(schedule) for schedule in starts if not any(schedule)} == {2, 3, 4, 5}  # only cut
+    assert (0, 0, 1, 0, 0, 0) in starts  # [CLS] alone from the third layer on
+    assert {len(schedule) for schedule in search.plain(6, 6, [0.15, 0.7])} == {6}
 
 
 def test_rates_are_multiples_of_a_twentieth():
-    assert search.rounded([0, 0.024, 0.026, 0.49, 0.97, 0.15000000000000002]) == (0, 0, 0.05, 0.5, 0.9, 0.15)
+    assert search.rounded([0, 0.024, 0.026, 0.49, 0.98, 0.15000000000000002]) == (0, 0, 0.05, 0.5, 1, 0.15)
 
 
 def test_the_speed_of_a_schedule_is_estimated_from_those_that_were_timed():
     """Here seconds are the sum that `parts_of` names."""
     supernet = Supernet.__new__(Supernet)
     seconds = {
-        (0.0, 0.0, 0.0): 0.1 + 2 * 0.2 + 0.05,
-        (0.5, 0.0, 0.0): 0.1 + 1 * 0.2 + 0.025 + 0.01,
-        (0.5, 0.5, 0.0): 0.1 + 0.75 * 0.2 + 0.0125 + 0.02,
-        (0.0, 0.0, 0.8): 0.1 + 2 * 0.2 + 0.01 + 0.01,
-        (0.9, 0.0, 0.0): 0.1 + 0.2 * 0.2 + 0.005 + 0.01,
+        (0.0, 0.0, 0.0): 0.1 + 3 * 0.03 + 2 * 0.2 + 0.05,
+        (0.0, 0.0): 0.1 + 2 * 0.03 + 0.2 + 0.05,
+        (0.0,): 0.1 + 0.03 + 0.05,
+        (0.5, 0.0, 0.0): 0.1 + 3 * 0.03 + 1 * 0.2 + 0.025 + 0.01,
+        (0.5, 0.5, 0.0): 0.1 + 3 * 0.03 + 0.75 * 0.2 + 0.0125 + 0.02,
+        (0.0, 0.0, 0.8): 0.1 + 3 * 0.03 + 2 * 0.2 + 0.01 + 0.01,
+        (0.9, 0.0): 0.1 + 2 * 0.03 + 0.1 * 0.2 + 0.005 + 0.01,
     }
     supernet.clock = lambda chosen: [1 / seconds[schedule] for schedule in chosen]
     supernet.learn_costs(list(seconds))
-    assert supernet.costs == pytest.approx([0.1, 0.2, 0.05, 0.01])
-    assert 1 / supernet.speedup((0.0, 0.6, 0.5)) == pytest.approx(0.1 + 1.4 * 0.2 + 0.2 * 0.05 + 0.02)
+    assert supernet.costs == pytest.approx([0.1, 0.03, 0.2, 0.05, 0.01])
+    expected = 0.1 + 3 * 0.03 + 1.4 * 0.2 + 0.2 * 0.05 + 0.02
+    assert 1 / supernet.speedup((0.0, 0.6, 0.5)) == pytest.approx(expected)
 
 
 def test_estimated_speeds_are_positive_whatever_the_clock_says():
