@@ -105,13 +105,13 @@ def rounded(schedule: Sequence[float]) -> Schedule:
 def plain(layers: int, fewest: int, kept_shares: Sequence[float]) -> list[Schedule]:
     """Schedules that anyone would try, of up to so many layers: nothing pruned, the last layers left out;
     [CLS] alone from a layer on; and, at some depths, the same rate everywhere, everywhere but before the
-    first layer or the first two, and once only, before the first layer."""
+    first layer or the first two, and once only, before the first layer or the second."""
     found = [(0.0,) * depth for depth in range(fewest, layers)]
     found += [(0.0,) * whole + (1.0,) + (0.0,) * (layers - whole - 1) for whole in range(1, layers)]
     low, high = kept_shares
     for depth in sorted({max(fewest, round(share * layers)) for share in DEPTHS}):
-        once = [1] + [0] * (depth - 1)
-        shapes = [once, *([0] * late + [1] * (depth - late) for late in range(min(3, depth)))]
+        shapes = [[0] * late + [1] * (depth - late) for late in range(min(3, depth))]
+        shapes += [[int(layer == once) for layer in range(depth)] for once in range(min(2, depth))]
         shares = [low + (high - low) * i / (SHAPED - 1) for i in range(SHAPED)]
         of_depth = [share * layers / depth for share in shares if share * layers < depth]
         found += [rounded(schedules.shaped(shape, share)) for share in of_depth for shape in shapes]
