@@ -67,10 +67,12 @@ class PrunedLstmClassifier(nn.Module):
         seed: int = 0,
         removed_tokens: str = "gone",
     ):
-        """removed_tokens: "fused" or "gone". Raises ValueError for a rate outside [0, 1] or an unknown
-        method."""
+        """removed_tokens: "fused" or "gone". Raises ValueError for anything else, a rate outside [0, 1] or an
+        unknown method."""
         super().__init__()
         selection.check_rate(rate)
+        if removed_tokens not in ("fused", "gone"):
+            raise ValueError(f"removed_tokens of an LSTM is 'fused' or 'gone', not {removed_tokens!r}")
         of_pruning = {"method": method, "rate": rate, "seed": seed, "removed_tokens": removed_tokens}
         self.config = {"vocab_size": vocab_size, "outputs": outputs, "pair": pair, **of_pruning}
         self.rate = rate if method else 0.0

@@ -212,6 +212,8 @@ def test_wrong_settings_are_refused():
         build("head", 1.5)
     with pytest.raises(ValueError, match="unknown pruning method"):
         build("first", 0.5)
+    with pytest.raises(ValueError, match="'fused' or 'gone', not 'readable'"):
+        build("head", 0.5, removed_tokens="readable")
 
 
 @pytest.fixture
