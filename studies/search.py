@@ -57,8 +57,8 @@ layers = None  # the most that a schedule may have; None: all of the BERT's
 fewest_layers = 2  # the fewest; None: as many
 evaluations = 120  # schedules that are evaluated
 evaluation_batch_size = 64
-timing_examples = 128
-timing_passes = 5
+timing_examples = 64
+timing_passes = 3
 # ----------------------------------------------------------------------------------------------
 
 DEPTH = "layers"  # Optuna's name of it
