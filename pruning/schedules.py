@@ -67,14 +67,14 @@ def stretched(schedule: Sequence[float], layers: int) -> list[float]:
 def draw(layers: int, share: float, rng: random.Random, fewest: int | None = None) -> list[float]:
     """A schedule at random that keeps about `share` of the token-layers of so many layers.
 
-    It has `fewest` to `layers` rates (None: one for each layer), all depths as likely, and half of the
+    It has `fewest` to `layers` rates (None: one for each layer), all depths as likely, and up to half of the
     schedules leave [CLS] alone in the last of their layers. Of the layers before, about half prune; how hard
     each does in relation to the others is drawn from an exponential distribution, and how hard all do
     together follows from `share`.
     """
-    needed = math.ceil(share * layers)  # as many layers, whole, keep the share
-    depth = rng.randint(max(1, needed, min(layers, fewest or layers)), layers)
-    wide = rng.randint(max(1, needed), depth) if rng.random() < 0.5 else depth
+    needed = max(1, math.ceil(share * layers))  # as many layers, whole, keep the share
+    depth = rng.randint(max(needed, min(layers, fewest or layers)), layers)
+    wide = rng.randint(needed, depth) if rng.random() < 0.5 else depth
     weights = [rng.expovariate(1.0) if rng.random() < 0.5 else 0.0 for _ in range(wide)]
     if not any(weights[: max(1, wide // 2)]):
         weights[rng.randrange(max(1, wide // 2))] = 1.0  # late layers alone cannot remove enough
@@ -82,8 +82,8 @@ def draw(layers: int, share: float, rng: random.Random, fewest: int | None = Non
 
 
 def shaped(weights: Sequence[float], share: float) -> list[float]:
-    """The schedule that keeps `share` of the token-layers, all of them from 1 on. weights: of each layer, how
-    hard it prunes in relation to the others; equal ones have equal rates."""
+    """The schedule that keeps `share` of the token-layers; a share of 1 or more removes nothing. weights: of
+    each layer, how hard it prunes in relation to the others; equal ones have equal rates."""
 
     def scaled(strength: float) -> list[float]:
         return [1 - 2 ** (-strength * weight) for weight in weights]

@@ -220,14 +220,22 @@ def headline_table(
 
 # --- Pages -------------------------------------------------------------------------------------
 
-SOURCES: dict[str, tuple[str, Callable[[Record], bool]]] = {  # a study, and which of its records
+Source = tuple[str, Callable[[Record], bool]]
+
+
+def searched(*tasks: str) -> Source:
+    """The search on these tasks."""
+    return "search", lambda record: {*record["dense"]} == {*tasks}
+
+
+SOURCES: dict[str, Source] = {  # a study, and which of its records
     "trained": ("comparison", lambda record: "dev" in record),
     "clock": ("comparison", lambda record: "timings" in record),
     "six layers": ("six-layers", bool),
     "rules": ("rules", bool),
-    "search, twelve": ("search", lambda record: {*record["dense"]} == {"mrpc", "cola", "sts-b"}),
-    "search, sentences": ("search", lambda record: {*record["dense"]} == {"cola", "sst-2"}),
-    "search, pairs": ("search", lambda record: {*record["dense"]} == {"mrpc", "sts-b"}),
+    "search, twelve": searched("mrpc", "cola", "sts-b"),
+    "search, sentences": searched("cola", "sst-2"),
+    "search, pairs": searched("mrpc", "sts-b"),
     "benchmark": ("benchmark", bool),
     "engines": ("engines", bool),
     "agnews": ("lstm", lambda record: record["task"] == "agnews"),
