@@ -94,8 +94,8 @@ def find(path: str, other: str, ending: str) -> str:
 def convert(tf_checkpoint_path: str, bert_config_file: str, pytorch_dump_path: str) -> None:
     """Reads a checkpoint and writes PyTorch weights, whole or not at all.
 
-    Raises UserError if the checkpoint or the configuration cannot be read, they do not fit, or the weights
-    cannot be written.
+    Raises UserError if the checkpoint or the configuration cannot be read, they do not fit, the weights
+    cannot be written, or other weights hide them.
     """
     prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", tf_checkpoint_path)
     checkpoint = find(prefix, "bert_model.ckpt", ".index")
@@ -116,6 +116,9 @@ def convert(tf_checkpoint_path: str, bert_config_file: str, pytorch_dump_path: s
         f"in {len(converted)} tensors, written to {pytorch_dump_path}",
         sep="\n",
     )
+    written = Path(pytorch_dump_path)
+    if written in bert_folder.WEIGHTS and (read := bert_folder.weights_path()) != written:
+        raise UserError(f"but the runners read {read} and not {written}, as long as it is there: remove it")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -77,6 +77,7 @@ class PrunedBertConfig(BertConfig):
 @dataclass
 class PrunedBertOutput(BaseModelOutputWithPooling):
     """What PrunedBertModel returns; last_hidden_state (B, T', H) is of the tokens that the last layer saw.
+    hidden_states, if asked for, are what each layer gives, before removed tokens that are read are put back.
 
     Attributes:
         kept: for each of the L layers (B, Tₗ) int64, the positions in the sentence (padding not counted)
@@ -264,9 +265,8 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
         **kwargs,
     ) -> PrunedSequenceClassifierOutput:
         """As BertForSequenceClassification.forward; `teacher_scores` as in PrunedBertEncoder.forward."""
-        output = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, only_first=True, **kwargs
-        )
+        inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        output = self.bert(*inputs, only_first=True, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(output.pooler_output))
         return PrunedSequenceClassifierOutput(
             loss=None if labels is None else task_loss(logits, labels),

@@ -164,6 +164,8 @@ class Bert:
 
 def load(folder: Path, _config: Any) -> tuple[nn.Module, list[str], Callable[[Rows], Examples]]:
     """What `Bert.save` wrote: the model, its vocabulary, and what turns rows into its input."""
+    if not (folder / "tokenizer.json").is_file():  # transformers would make up a vocabulary
+        raise OSError("there is no tokenizer.json")
     model = PrunedBertForSequenceClassification.from_pretrained(folder, local_files_only=True)
     tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer.get_vocab()

@@ -69,7 +69,7 @@ def read_vocabulary() -> list[str]:
     for line, word in enumerate(words, start=1):
         if lines.setdefault(word, line) != line:
             raise UserError(f"{path} has the word {word!r} twice, in lines {lines[word]} and {line}")
-    for special in ("[CLS]", "[SEP]", "[UNK]", "[PAD]"):
+    for special in ("[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]"):
         if special not in lines:
             raise UserError(f"{path} is no BERT vocabulary: no {special}")
     return words

@@ -52,6 +52,15 @@ def fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names, as hex."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(name.encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def fingerprint_of_entry(task: Task) -> dict[str, str]:
     """The task's entry in the table (columns, classes, files), named and hashed as if it were a file."""
     return {f"pruning/tasks.py, {task.name}": hashlib.sha256(repr(task).encode()).hexdigest()}
@@ -107,10 +116,11 @@ def _temporary(path: Path) -> Path:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files and folders of processes that were killed."""
-    for path in [*folder.rglob(".*.tmp")]:
-        process = path.name.split(".")[-3]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # another process removes them too
+        for path in [*folder.rglob(".*.tmp")]:
+            process = path.name.split(".")[-3]
+            if process.isdigit() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def path_of(model: str, task: str) -> Path:
@@ -208,14 +218,14 @@ def open_task(model: str, task: Task, prepared_by: str) -> TaskData:
         sound = whole and all(_is_sound(part, task, len(cache["vocabulary"])) for part in splits.values())
         check_sources(cache, path, prepared_by)
         made_from = {name: cache[name] for name in ("task", "model", "settings", "fingerprints")}
-        digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        fingerprinted = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
         details = {name: cache[name] for name in ("vocabulary", "counts", "settings", "sample")}
         sound = sound and cache["counts"].shape == (len(cache["vocabulary"]),)
     except (LookupError, TypeError, AttributeError, ValueError):
         sound = False
     if not sound:
         raise UserError(f"{path} does not hold {task.name} for this version. Run: python {prepared_by}")
-    return TaskData(task, splits, fingerprint=digest, **details)
+    return TaskData(task, splits, fingerprint=fingerprinted, **details)
 
 
 def open_tasks(model: str, tasks: Sequence[Task], prepared_by: str) -> list[TaskData]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,8 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
 
     Raises UserError if it runs in several processes and may not.
     """
-    precision, why = best_precision()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # accelerate launch --cpu
+    precision, why = best_precision(state.device)
     torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
     accelerator = Accelerator(mixed_precision=precision)
     processes = accelerator.num_processes
@@ -37,16 +39,16 @@ def say(text: str) -> None:
             print(text, flush=True)
 
 
-def best_precision() -> tuple[str, str]:
+def best_precision(device: torch.device) -> tuple[str, str]:
     """accelerate's name of a precision, and the reason for it: what the device has, never a clock."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU computes in it"
         if torch.cuda.get_device_capability() >= (7, 0):  # Volta; older ones are slow in it, or wrong
             return "fp16", "this GPU computes in it, and not in bf16"
         return "no", "this GPU computes neither in bf16 nor in fp16"
-    if torch.backends.mps.is_available():
-        return "no", "the precision best supported on Apple's GPUs"
+    if device.type != "cpu":
+        return "no", "the precision best supported on this device"
     if torch.cpu._is_amx_tile_supported():
         return "bf16", "this processor has AMX units for it"
     if torch.cpu._is_avx512_bf16_supported():
@@ -71,6 +73,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU (MPS)"
+    if device.type != "cpu":
+        return device.type
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 

@@ -64,30 +64,34 @@ def stock_bert(model: Any, batch: Batch) -> int:
 
 
 def pruned_bert(model: Any, batch: Batch) -> int:
-    """Our BERT on one batch at evaluation."""
+    """Our BERT on one batch at evaluation, padded on the right."""
     encoder, config = model.bert.encoder, model.config
     paths = encoder.fast_paths or FastPaths(unpadding=False, cls_only=False, absorbed=False)
     weight = encoder.layer[0].output.dense.weight
     ways = ways_of(encoder, weight, encoder.fast_paths)
     (rows, width), lengths = batch["attention_mask"].shape, batch["attention_mask"].sum(dim=1).tolist()
     read, read_width = lengths, width
-    padded = ways.pads(lengths, width) and not (ways.readable and ways.unpad)
+    keeps_padding = ways.unpad and ways.filled  # of readable tokens
+    padded = keeps_padding if ways.readable and ways.unpad else ways.pads(lengths, width)
     total = rows * bert_head(config)
+    asked_model = None if all(p.keeps_by_rate for p in encoder.pruners.values()) else model(**batch).kept
     for start, end in encoder.segments():
         if encoder.schedule[start] > 0:
             stay = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
+            if asked_model:
+                stay = (asked_model[start] >= 0).sum(dim=1).tolist()
             pruner, grid = encoder.pruners[str(start)], (rows, width if padded else max(lengths))
             flat = (1, rows * width if padded else sum(lengths))
-            if max(stay) > 1:  # else nothing is scored
+            if max(stay) > 1 or not pruner.keeps_by_rate:  # else nothing is scored
                 total += pruner.flops(*(grid if pruner.needs_grid else flat))
             total += rows * token_fusion(config.hidden_size) if encoder.fusions else 0
             lengths, width = stay, max(stay)
-            padded = ways.pads(lengths, width) and not ways.readable
+            padded = keeps_padding if ways.readable else ways.pads(lengths, width)
         groups = neighbours(sorted(zip(read if ways.readable else lengths, lengths, strict=True)))
         if ways.readable and not encoder.fast_paths:  # the stock layers compute all tokens
             groups = [(rows, read_width, read_width)]
         elif padded:
-            groups = [(rows, width, width)]
+            groups = [(rows, read_width if ways.readable else width, width)]
         for layer in range(start, end):
             alone = paths.cls_only and layer == len(encoder.schedule) - 1
             asked = [(count, n, 1 if alone else q) for count, n, q in groups]
@@ -113,7 +117,8 @@ def _sentences(model: Any, mask: Tensor) -> int:
         # a first step has no state before it; words and padding are not multiplied
         recurrence = sum(lstm_layer(0, sizes[1], n - 1) for n in lengths if n)
     else:
-        recurrence = rows * lstm_layer(*sizes, width if model.pruner is None else max(lengths))
+        steps = rows * (width if model.pruner is None else max(lengths))
+        recurrence = lstm_layer(*sizes, sum(lengths) if model.packed else steps)
     if model.pruner is None:
         return recurrence
     if model.fast and model.tabled:

@@ -72,6 +72,7 @@ class Experiment:
         self.store = Store(caches.CACHE / builder.name.lower(), name, accelerator.is_main_process)
         self.training_seconds = 0.0  # of the latest `fit`; of processor time, as those of the store
         self._dense: Any = None
+        self._dense_digest = ""
         self._distillation_set: DistillationSet | None = None
 
     def key_fields_of(self, method: Method) -> dict[str, Any]:
@@ -101,35 +102,36 @@ class Experiment:
     def train(self, method: Method) -> Trained:
         """Fine-tunes the dense model, or trains a pruned one from it."""
         started = time.time()
-        model, curve = self._fine_tune() if method == DENSE else self.train_pruned(method)
+        model, curve = self._open_dense() if method == DENSE else self.train_pruned(method)
         return Trained(method, model, curve, started)
 
     def dense(self) -> Any:
         """The dense model: from memory, from cache/, or by training it."""
         if self._dense is None:
             with claim(self.key_fields, wait=True):  # another process may be training it
-                state = self.store.load("dense", self.key_fields)
-                if state is None:
-                    self._fine_tune()
-                else:
-                    dense: Any = self.builder.build(None, self.seed, state)
-                    self._dense = dense.to(self.accelerator.device).eval()
+                self._open_dense()
         return self._dense
+
+    def fields_of_dense(self) -> dict[str, Any]:
+        """Everything that decides what is made with the dense model: a GPU does not train it twice alike."""
+        self.dense()
+        return {**self.key_fields, "weights": self._dense_digest}
 
     def forget(self) -> None:
         """Lets go of the dense model, which is in cache/."""
         self._dense = self._distillation_set = None
 
-    def _fine_tune(self) -> tuple[Any, Curve]:
-        set_seed(self.seed)
-        model: Any = self.builder.build(None, self.seed)
-        if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
-            model.classifier.bias.data.fill_(float(self.data.splits["train"].labels.mean()))
-        curve = self.fit(model, Inputs(self.train_examples), self.dense_arguments, DENSE)
-        self._dense = model.eval()
-        state = training.state_on_cpu(model)
-        self.store.keep("dense", self.key_fields, state, self.training_seconds)
-        return model, curve
+    def _open_dense(self) -> tuple[Any, Curve]:
+        """The dense model from cache/, or trained, and the curve of its loss. Its run is held already."""
+        kept = self.store.load("dense", self.key_fields)
+        if kept is None:
+            model, curve = fine_tune(self)
+            kept = {"state": training.state_on_cpu(model), "curve": curve}
+            self.store.keep("dense", self.key_fields, kept, self.training_seconds)
+        else:
+            model = self.builder.build(None, self.seed, kept["state"]).to(self.accelerator.device)
+        self._dense, self._dense_digest = model.eval(), caches.digest(kept["state"])
+        return self._dense, kept["curve"]
 
     def train_pruned(self, method: Method, rates_at: RatesAt | None = None) -> tuple[Any, Curve]:
         """A pruned model that starts as the dense one and learns from its answers, and the curve of its loss.
@@ -140,9 +142,7 @@ class Experiment:
         set_seed(self.seed)
         model: Any = self.builder.build(method, self.seed, state)
         curve = self.fit(model, data, self.pruned_arguments, self.builder.method_name(method), rates_at)
-        few = batches.subset(self.train_examples, CALIBRATED_ON)
-        rows, device = torch.arange(len(few)), self.accelerator.device
-        methods.calibrate(model, lambda: batches.to_device(few.batch(rows), device))
+        calibrate(self, model)
         return model.eval(), curve
 
     def fit(
@@ -163,7 +163,7 @@ class Experiment:
 
             def answer(examples: Examples) -> Tensor:
                 ask = partial(training.predict, dense, Inputs(examples), **self.evaluating)
-                return self.store.made_once("answers", self.key_fields | copies, lambda: ask().logits)
+                return self.store.made_once("answers", self.fields_of_dense() | copies, lambda: ask().logits)
 
             special = [self.data.vocabulary.index(token) for token in self.builder.special_tokens]
             self._distillation_set = distillation.distillation_set(
@@ -190,10 +190,27 @@ class Experiment:
             )
             return {place: rows.flat for place, rows in found.items()}
 
-        fields = {**self.key_fields, "teachers": {str(place): name for place, name in wanted.items()}}
+        fields = {**self.fields_of_dense(), "teachers": {str(place): name for place, name in wanted.items()}}
         flat = self.store.made_once("scores", fields, scores) if keep else scores()
         offsets = {place: distillation.sequences_of(examples, place).offsets for place in wanted}
         return {place: Ragged(flat[place], offsets[place]) for place in wanted}
+
+
+def fine_tune(experiment: Experiment) -> tuple[Any, Curve]:
+    """A dense model, trained, and the curve of its loss."""
+    set_seed(experiment.seed)
+    model: Any = experiment.builder.build(None, experiment.seed)
+    if experiment.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
+        model.classifier.bias.data.fill_(float(experiment.data.splits["train"].labels.mean()))
+    data, arguments = Inputs(experiment.train_examples), experiment.dense_arguments
+    return model, experiment.fit(model, data, arguments, DENSE)
+
+
+def calibrate(experiment: Experiment, model: Any) -> None:
+    """Sets the thresholds of a pruned model by training examples, see `methods.calibrate`."""
+    few = batches.subset(experiment.train_examples, CALIBRATED_ON)
+    batch = few.batch(torch.arange(len(few)))
+    methods.calibrate(model, batches.to_device(batch, experiment.accelerator.device))
 
 
 def methods_of(experiment: Experiment) -> list[Method]:

@@ -26,7 +26,6 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertIntermediate, BertLayer, BertSelfAttention
 
 from pruning.plan import FlatTokens, Ways
-from pruning.pruners import Pruner
 from pruning.unpadding import TOKENS_PER_CALL, TOKENS_PER_CALL_ELSEWHERE, Unpadding
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
@@ -123,7 +122,7 @@ def ways_of(encoder: Any, states: Tensor, paths: FastPaths | None) -> Ways:
     call: int | None = TOKENS_PER_CALL.get(kind, TOKENS_PER_CALL_ELSEWHERE)
     if paths and paths.unpadding and has_varlen(encoder.layer[0].attention.self, states):
         call = None
-    known = all(type(pruner).kept_lengths is Pruner.kept_lengths for pruner in encoder.pruners.values())
+    known = all(pruner.keeps_by_rate for pruner in encoder.pruners.values())
     filled = kind not in TOKENS_PER_CALL and known and call is not None
     return Ways(states.device, call, bool(paths and (paths.unpadding or readable)), readable, filled)
 

@@ -89,7 +89,8 @@ class PrunedLstmClassifier(nn.Module):
         self.pruner = self.fusion = None
         if method and self.rate > 0:
             config = PrunerConfig(0, EMBEDDING, vocab_size, seed, STUDENT_WIDTH, STUDENT_CONTEXT)
-            self.pruner = methods.build_pruner(method, methods.LSTM_METHODS, config)
+            methods.check_method(method, methods.LSTM_METHODS)
+            self.pruner = methods.LSTM_METHODS[method](config)
             self.fusion = TokenFusion(HIDDEN) if removed_tokens == "fused" else None
         initialize(self)
 

@@ -15,7 +15,6 @@ from pruning.pruners import (
     BERT_ONLY,
     PRUNERS,
     Pruner,
-    PrunerConfig,
     StudentPruner,
     TeacherPruner,
     ThresholdPruner,
@@ -43,12 +42,6 @@ def check_method(method: str, methods: Collection[str]) -> None:
     """Raises ValueError for a name that is not in `methods`."""
     if method not in methods:
         raise ValueError(f"unknown pruning method {method!r}; known are: {', '.join(methods)}")
-
-
-def build_pruner(method: str, methods: dict[str, Callable[..., Pruner]], config: PrunerConfig) -> Pruner:
-    """The pruner called `method`. Raises ValueError for a name that is not in `methods`."""
-    check_method(method, methods)
-    return methods[method](config)
 
 
 def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
@@ -98,11 +91,11 @@ def prune(
     seen = tokens
     if isinstance(tokens, FlatTokens):
         lengths = [count_kept(length, rate) for length in tokens.lengths]
+        if max(lengths) == min(lengths) == 1 and pruner.keeps_by_rate and not pruner.training:
+            return tokens.keep(None, lengths, keep_first, fusion), None  # the first token alone stays
         if pruner.training or pruner.needs_grid:
             seen = tokens.on_grid()
             teacher_scores = None if teacher_scores is None else tokens.trail.start.in_rows(teacher_scores)
-        elif max(lengths) == 1:  # the first token alone stays
-            return tokens.keep(None, lengths, keep_first, fusion), None
         else:
             seen, teacher_scores = tokens.updated(), None
     aligned = None if teacher_scores is None else teacher_scores.gather(1, seen.positions)
@@ -123,12 +116,12 @@ def set_frequencies(model: nn.Module, counts: Tensor) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, make_batch: Callable[[], dict[str, Tensor]]) -> None:
+def calibrate(model: nn.Module, batch: dict[str, Any]) -> None:
     """Sets thresholds to what removes as many tokens of a batch, of many examples drawn at random, as the
     schedule would. Leaves the model in evaluation mode."""
     thresholds = [module for module in model.eval().modules() if isinstance(module, ThresholdPruner)]
     for pruner in thresholds:
         pruner.train()
     if thresholds:
-        model(**make_batch())
+        model(**batch)
     model.eval()

@@ -111,15 +111,16 @@ class Trail:
     """Where the tokens that a layer updates come from; looked up when asked for."""
 
     def __init__(
-        self, start: Start, layout: Layout, kept: Tensor | None = None, before: "Trail | None" = None
+        self, start: Start, layout: Layout, picked: Tensor | None = None, before: "Trail | None" = None
     ):
-        self.start, self.layout, self._kept, self._before = start, layout, kept, before
+        self.start, self.layout, self._picked, self._before = start, layout, picked, before
 
     @cached_property
     def slots(self) -> Tensor | None:
         """(N,) the slots that they had at the start; None: the same."""
         earlier = self._before.slots if self._before else None
-        return self._kept if earlier is None or self._kept is None else earlier.index_select(0, self._kept)
+        picked = self._picked
+        return picked if earlier is None or picked is None else earlier.index_select(0, picked)
 
     def of_start(self, aligned: Tensor) -> Tensor:
         """Of what is aligned with the slots of the start, what belongs to these tokens."""
@@ -135,13 +136,14 @@ class Trail:
             table = layout.table()[start.order.argsort()]
         return on_grid(aligned, table, filler)
 
+    @cached_property
     def kept(self) -> Tensor:
         """(B, K) int64, the positions of the tokens in their sentences; -1 where an example has fewer."""
         return self.in_batch(self.of_start(self.start.positions), -1)
 
 
 class Kept(Sequence):
-    """Each layer's `Trail.kept`, computed when asked for."""
+    """Each layer's `Trail.kept`."""
 
     def __init__(self, trails: Sequence[Trail]):
         self._trails = trails
@@ -151,7 +153,7 @@ class Kept(Sequence):
 
     def __getitem__(self, layer: Any) -> Any:
         found = self._trails[layer]
-        return found.kept() if isinstance(found, Trail) else tuple(trail.kept() for trail in found)
+        return found.kept if isinstance(found, Trail) else tuple(trail.kept for trail in found)
 
 
 def on_grid(flat: Tensor, table: np.ndarray, filler: float) -> Tensor:

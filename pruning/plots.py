@@ -48,7 +48,8 @@ def _metric_against_kept(axes: Any, found: list[dict[str, Any]], colours: dict[s
     for record in found:
         split = record["splits"]["dev"]
         metric, value = next(iter(split["metrics"].items()))
-        by_method[record["method"]].append((100 * (split["token_layers_kept"] or 1), 100 * value))
+        if value is not None:
+            by_method[record["method"]].append((100 * (split["token_layers_kept"] or 1), 100 * value))
     for method, points in sorted(by_method.items()):
         if method in LINES:
             _level(axes, [value for _, value in points], method, LINES[method])

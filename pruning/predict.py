@@ -36,6 +36,15 @@ def dropped_words(answer: Answer) -> list[str]:
     return [*dropped, f"    kept: {' '.join(stayed)}"]
 
 
+def lines_of_input() -> list[str]:
+    """The lines of standard input, in UTF-8 whatever the console's own letters are."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is no text in UTF-8: {error}") from None
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
 def write_glue(model: SavedModel) -> None:
     """Answers GLUE's test files of the model's task, in the run's folder: index, prediction. Raises UserError
     where there is none."""
@@ -66,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.glue:
         write_glue(model)
         return
-    lines = given.texts or (line.rstrip("\r\n") for line in sys.stdin)
+    lines = given.texts or lines_of_input()
     texts: list[Any] = [tuple(line.split("\t")) if model.is_pair else line for line in lines]
     for text, answer in zip(texts, model.answer(texts, given.words), strict=True):
         print(line_of(text, answer), *(dropped_words(answer) if given.words else []), sep="\n")

@@ -30,8 +30,7 @@ FEW_WORDS = 2_000
 
 @dataclass(frozen=True)
 class PrunerConfig:
-    """What a pruner may know when it is built: the number of the layer before which it stands, the sizes of
-    the model, the seed of `random`, the sizes of a student."""
+    """What a pruner may know when it is built; `layer` is the number of the one before which it stands."""
 
     layer: int
     hidden_size: int
@@ -54,6 +53,11 @@ class Pruner(nn.Module):
         """(B, T) floats, higher = kept; anything at padding. layer: the BertLayer that is next, None before
         an LSTM; teacher_scores: (B, T) of these tokens."""
         raise TypeError(f"{type(self).__name__} does not score tokens")
+
+    @property
+    def keeps_by_rate(self) -> bool:
+        """Whether length and rate alone say how many tokens stay."""
+        return type(self).kept_lengths is Pruner.kept_lengths
 
     def kept_lengths(self, scores: Tensor, tokens: Tokens, rate: float) -> list[int]:
         """How many tokens of each example stay."""
@@ -153,9 +157,8 @@ class FrequencyPruner(Pruner):
 
 class ColumnMeanPruner(Pruner):
     """The attention that each token receives in the layer that is next: the mean over heads and queries,
-    which ranks as PoWER-BERT's column sum does (Goyal et al., ICML 2020).
-
-    The attention of that layer is computed on all tokens for it, so it costs more than a student.
+    which ranks as PoWER-BERT's column sum does (Goyal et al., ICML 2020). The attention of that layer is
+    computed on all tokens for it, so it costs more than a student.
     """
 
     def __init__(self, config: PrunerConfig):
@@ -181,11 +184,9 @@ class ColumnMeanPruner(Pruner):
 
 class ThresholdPruner(ColumnMeanPruner):
     """Removes the tokens whose column mean is at most `threshold`, so the count depends on the example
-    (LTP, Kim et al., KDD 2022).
-
-    Where LTP learns its threshold by a penalty, here it is tuned to the schedule: in training it is the
-    quantile at which the batch loses as many tokens as it would at the rate, and `calibrate` sets it for
-    evaluation.
+    (LTP, Kim et al., KDD 2022). Where LTP learns its threshold by a penalty, here it is tuned to the
+    schedule: in training it is the quantile at which the batch loses as many tokens as it would at the rate,
+    and `calibrate` sets it for evaluation.
     """
 
     zero_at_start = ("threshold",)
@@ -201,8 +202,8 @@ class ThresholdPruner(ColumnMeanPruner):
             removed = sum(n - count_kept(n, rate) for n in tokens.lengths)
             values = scores[tokens.mask.scatter(1, first, False)]
             self.threshold.fill_(values.kthvalue(removed).values if removed else -1.0)
-        stay = (scores > self.threshold) & tokens.mask
-        return stay.scatter(1, first, True).sum(dim=1).tolist()
+        stay = (scores > self.threshold).scatter(1, first, True) & tokens.mask
+        return stay.sum(dim=1).tolist()
 
 
 # --- Teachers and students -------------------------------------------------------------------
@@ -225,9 +226,8 @@ class StudentPruner(Pruner):
     zeroed first, so that it looks like the end of the sentence.
 
     It learns from a copy of the states that no gradient flows back through: its ranking loss trains the
-    student alone, and the task alone trains the model.
-
-    The first product can be done once for each word where states are embeddings: see `fold`."""
+    student alone, and the task alone trains the model. Where states are embeddings, `fold` does the first
+    product once for each word."""
 
     def __init__(self, config: PrunerConfig):
         super().__init__(config)

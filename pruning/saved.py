@@ -27,7 +27,7 @@ from pruning.batches import Examples
 from pruning.caches import whole_folder
 from pruning.devices import say
 from pruning.errors import UserError
-from pruning.tasks import Rows
+from pruning.tasks import TASKS, Rows
 from pruning.training import Inputs, outputs
 
 MODEL = "model"
@@ -96,7 +96,9 @@ def card(record: dict[str, Any]) -> ModelCard:
         tags=["sequence-pruning"],
         eval_results=results,
     )
-    return ModelCard.from_template(data, template_path=str(TEMPLATE), record=record, title=name, fast=fast)
+    own: dict[str, Any] = {"record": record, "title": name, "fast": fast}
+    own["is_pair"] = TASKS[record["task"]].kind == "pair"
+    return ModelCard.from_template(data, template_path=str(TEMPLATE), **own)
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def load(folder: Path) -> SavedModel:
         raise UserError(f"{folder} holds no model of this project") from None
     try:
         model, vocabulary, encode_rows = kind.load(folder, config)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         line = re.sub(r"\s+", " ", str(error))
         raise UserError(f"{folder} is damaged: {line}") from None
     return SavedModel(folder, config, model.eval(), vocabulary, encode_rows, kind.sentences)

@@ -25,7 +25,7 @@ def check_rate(rate: float) -> None:
 def check_schedule(schedule: Sequence[float], layers: int) -> None:
     """Raises ValueError unless `schedule` holds one rate in [0, 1] for each of `layers` layers."""
     if len(schedule) != layers:
-        raise ValueError(f"pruning_schedule has {len(schedule)} rates, but this BERT has {layers} layers")
+        raise ValueError(f"pruning_schedule has {len(schedule)} rates, but the model has {layers} layers")
     for layer, rate in enumerate(schedule):
         try:
             check_rate(rate)

@@ -119,12 +119,12 @@ def measure(
 
 
 def with_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A model for the clock: on the device, in evaluation mode, its weights in `dtype`. Pruners stay in fp32:
-    scores are formed and compared in it."""
-    if dtype != torch.float32:
-        model = copy.deepcopy(model)
-    model = model.to(device, dtype).eval()
-    for module in model.modules():
+    """A model for the clock: on the device, in evaluation mode, its weights in `dtype`. Pruners stay as they
+    are, in fp32: scores are formed and compared in it."""
+    if dtype == torch.float32:
+        return model.to(device).eval()
+    timed = copy.deepcopy(model).to(device, dtype).eval()
+    for module, own in zip(timed.modules(), model.modules(), strict=True):
         if isinstance(module, Pruner):
-            module.float()
-    return model
+            module.float().load_state_dict(own.state_dict())
+    return timed

@@ -32,7 +32,7 @@ CHECKED_EVERY = 50  # steps, at most, until a loss that is no number stops the t
 
 @dataclass
 class Arguments:
-    """How to train. Pruners and token fusions, which start fresh, have learning rates of their own."""
+    """How to train. Pruners and BERT's token fusions start fresh, with learning rates of their own."""
 
     epochs: float  # half an epoch is 0.5
     batch_size: int
@@ -121,6 +121,8 @@ def train(
     optimizer = build_optimizer(model, arguments)
     warmup = int(arguments.warmup_share * len(steps))
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, len(steps))
+    if accelerator.scaler is not None:  # it would know of the trainings before
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
     rates_at = rates_at or schedules.rising(model.schedule, arguments.ramp_share)
@@ -194,7 +196,7 @@ def training_step(
 
 
 def build_optimizer(model: nn.Module, arguments: Arguments) -> torch.optim.Optimizer:
-    """AdamW; only matrices decay, and pruners and token fusions have learning rates of their own."""
+    """AdamW; only matrices decay, and pruners and BERT's token fusions have learning rates of their own."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         rates = {"pruner": arguments.student_learning_rate, "fusions": arguments.fusion_learning_rate}

@@ -25,7 +25,7 @@ import tensorflow as tf
 from safetensors.torch import load_file
 
 from pruning import caches, tasks, tensorflow_names
-from pruning.errors import UserError
+from pruning.errors import UserError, run_script
 
 # ----------------------------------------------------------------------------------------------
 # Settings
@@ -212,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

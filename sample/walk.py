@@ -24,7 +24,7 @@ import RunBert4Glue
 import RunLstm4Agnews
 import RunLstm4Glue
 from pruning import records
-from pruning.errors import UserError
+from pruning.errors import UserError, run_script
 from pruning.settings import PLAIN
 from sample.make import WORLD
 
@@ -112,14 +112,13 @@ def main() -> None:
         print(f"\n=== The sample's records ===\n{table()}\n\n{records.LEGEND}")
         kept = [*records.RECORDS.glob("BERT/sst-2/ideal-gradients-student-*")]
     print("The sample shows that everything works, not how accurate it is.")
-    world, python = Path(os.path.relpath(WORLD)), Path(os.path.relpath(sys.executable))
+    world = Path(os.path.relpath(WORLD))
     print(f"Every run and its page of sentences: {world / records.RECORDS / records.INDEX}")
     for folder in kept:
-        print(
-            f'A sentence of yours: {python} -m pruning.predict {world / folder} "what a lovely film" --words'
-        )
+        ask = f"{sys.executable} -m pruning.predict {world / folder}"
+        print(f'A sentence of yours: {ask} "what a lovely film" --words')
     print(f"Done in {(time.time() - started) / 60:.1f} minutes.")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,7 +23,7 @@ from accelerate.utils import set_seed
 from pruning import batches, bert, devices, flops, plots, records, results, settings, timing
 from pruning.batches import Examples
 from pruning.errors import UserError, run_script
-from pruning.grid import Experiment, Method
+from pruning.grid import Experiment, Method, calibrate
 from pruning.records import DENSE
 from pruning.store import claim
 from pruning.tasks import GLUE
@@ -164,7 +164,9 @@ def pieces_of(
         experiment = Experiment(
             bert.Bert(pretrained, data, values, block.script), data, values, seed, accelerator
         )
-        [method] = values.pruning_methods or [name]
+        [method, *others] = values.pruning_methods or [name]
+        if others:
+            raise UserError(f"pruning_methods in {block.script}, {name}: a line has one method")
         return Piece(experiment, method, name, budget)
 
     dense = {"pruning_methods": [], "pruning_schedule": [0] * pretrained.layers}
@@ -262,16 +264,18 @@ def counted(experiment: Experiment, model: Any) -> int:
 
 def timed(pieces: list[Piece]) -> Record:
     """The lines of one task and seed beside each other, by the clock: a record, read or made and written.
-    Weights are the dense model's: the clock does not see training."""
+    Weights are the dense model's, for the clock does not see training; thresholds are set as after it."""
     experiment, lines = pieces[0].experiment, [piece for piece in pieces if piece.budget]
     fields = experiment.key_fields | {"method": CLOCK, "lines": [piece.fields for piece in lines]}
+    fields |= {"device": devices.device_name(experiment.accelerator.device), "on": records.processor()}
     record = records.read(records.folder_of(STUDY, fields))
     if record is not None:
         return record
     started, device, dense = time.time(), experiment.accelerator.device, experiment.dense()
     models = {STOCK: bert.stock_copy(dense), DENSE: dense}
     for piece in lines:
-        built = piece.experiment.builder.build(piece.method, experiment.seed, dense.state_dict())
+        built: Any = piece.experiment.builder.build(piece.method, experiment.seed, dense.state_dict())
+        calibrate(piece.experiment, built.to(device))
         models[tables.name_of((piece.name, piece.budget))] = built
     examples = results.timing_subset(experiment.data.splits["dev"], TIMED)
     dtype = devices.weights_type(experiment.accelerator)

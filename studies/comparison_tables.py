@@ -1,7 +1,7 @@
 """Tables of the comparison, from its records: pure functions.
 
 A *line* is a method (in the comparison's own words) and the budget, or schedule, that it was trained for. Its
-*answers* are what its records say of the dev sets of all tasks and seeds.
+*answers* are what its records say of the dev sets, and of held-out rows, of all tasks and seeds.
 """
 
 import re
@@ -40,7 +40,8 @@ def lines_of(records: Iterable[Record]) -> dict[Line, Answers]:
     found: dict[Line, Answers] = defaultdict(dict)
     for record in records:
         if "dev" in record:
-            found[record["method"], record["schedule"]][record["task"], record["seed"]] = record["dev"]
+            answer = record["dev"] | {"held_out": record.get("held_out")}
+            found[record["method"], record["schedule"]][record["task"], record["seed"]] = answer
     tasks = {line: {task for task, _ in answers} for line, answers in found.items()}
     return {line: answers for line, answers in found.items() if tasks[line] == tasks[DENSE, ""]}
 
@@ -48,6 +49,11 @@ def lines_of(records: Iterable[Record]) -> dict[Line, Answers]:
 def metric_of(judgement: Record) -> float:
     """The task's metric, which is the first one; a fraction."""
     return next(iter(judgement["metrics"].values()))
+
+
+def held_out_of(judgement: Record) -> float:
+    """The task's metric on rows of its training set that no training saw; a fraction."""
+    return metric_of(judgement["held_out"])
 
 
 def kept_of(judgement: Record) -> float:
@@ -148,7 +154,8 @@ def kept_text(answers: Answers, value: Callable[[Any], float]) -> str:
 
 
 def comparison_table(records: list[Record], found: list[Record]) -> Table:
-    """One row for each trained model, most token-layers first.
+    """One row for each trained model, most token-layers first; a column of FLOPs, and one of the mean on
+    held-out rows, where all records have them.
 
     Args:
         found: what `intervals` returned for these records.
@@ -156,7 +163,9 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
     lines = lines_of(records)
     best = better_dense(lines)
     changes = {i["line"]: interval_text(i) for i in found if i["against"] == name_of(best)}
-    with_flops = all("flops_kept" in answer for answers in lines.values() for answer in answers.values())
+    known = [answer for answers in lines.values() for answer in answers.values()]
+    with_flops = all("flops_kept" in answer for answer in known)
+    with_held_out = all(answer["held_out"] for answer in known)
 
     def rank(line: Line) -> tuple[float, float]:
         return -round(mean_of(lines[line], kept_of), 2), -mean_of(lines[line])
@@ -167,11 +176,12 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
         what = [*line, str(max(map(len, by_task(answers).values()))), kept_text(answers, kept_of)]
         if with_flops:
             what.append(kept_text(answers, itemgetter("flops_kept")))
-        rows.append([*what, *cells_by_task(answers), changes.get(name_of(line), "")])
+        held_out = [percent(mean_of(answers, held_out_of))] if with_held_out else []
+        rows.append([*what, *cells_by_task(answers), changes.get(name_of(line), ""), *held_out])
     tasks = [f"{task} {GLUE[task].metrics[0]}" for task in by_task(lines[best])]
     shares = ["token-layers", "FLOPs"] if with_flops else ["token-layers"]
     header = ["method", "schedule", "seeds", *shares, *tasks, "mean"]
-    return [*header, f"against “{name_of(best)}”"], rows
+    return [*header, f"against “{name_of(best)}”", *(["held-out mean"] if with_held_out else [])], rows
 
 
 def pairs_table(records: list[Record], found: list[Record]) -> Table:

@@ -1,9 +1,6 @@
 """The tables of studies/engines.py, made from its record. What a cell holds is said there."""
 
-from typing import Any
-
-Record = dict[str, Any]
-Table = tuple[list[str], list[list[str]]]  # header, rows
+from studies.comparison_tables import Record, Table
 
 STOCK, DENSE, PLAIN = "stock transformers", "dense", "PyTorch fp32"
 MOST_LOST = 0.005  # of the metric, more than which an engine in bf16 or int8 is pointed at

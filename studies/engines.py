@@ -104,7 +104,7 @@ class Loaded(NamedTuple):
 def load(model: Any, folder: Path) -> Loaded:
     """folder: for ONNX files, which have to stay as long as the engines."""
     runs = {PLAIN: agreement.in_pytorch(model)}
-    if devices.best_precision()[0] == "bf16":
+    if devices.best_precision(CPU)[0] == "bf16":
         runs["PyTorch bf16"] = agreement.in_pytorch(timing.with_weights(model, CPU, torch.bfloat16))
     here = installed()
     if here:

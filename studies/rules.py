@@ -147,12 +147,13 @@ def train_students(
 
 def main() -> None:
     block = settings.Block.read(globals(), Settings)
-    chosen = Settings(**block.values)
+    chosen = block.for_task(settings.OTHER)
     found = []
     for piece in comparison.all_pieces():
         if piece.name != DENSE:
             continue
-        fields = piece.fields | {"method": STUDY} | block.values
+        learning_rate = piece.experiment.settings.student_learning_rate
+        fields = piece.fields | {"method": STUDY, "student_learning_rate": learning_rate} | block.values
         folder, started = records.folder_of(STUDY, fields), time.time()
         record = records.read(folder)
         if record is None:

@@ -22,7 +22,8 @@ def trained(experiment: Experiment) -> Any:
     """A model trained over random schedules, so that it serves any: from cache/, or by training it."""
     chosen, builder, seed = experiment.settings, experiment.builder, experiment.seed
     drawn = {"kept_shares": chosen.kept_shares, "fewest_layers": chosen.fewest_layers}
-    fields = experiment.key_fields_of(chosen.pruning_method) | drawn
+    pruned = experiment.key_fields_of(chosen.pruning_method)
+    fields = pruned | drawn | {"dense": experiment.fields_of_dense()}
 
     def train() -> dict[str, Tensor]:
         shares, ramp, fewest = chosen.kept_shares, chosen.ramp_share, chosen.fewest_layers
@@ -49,7 +50,7 @@ class Supernet:
         self.model = trained(experiment)
         used = len(experiment.train_examples)
         self.held_out = batches.held_out(experiment.data.splits["train"], used, chosen.held_out_rows)
-        timed = self.held_out.take(results.even_rows(self.held_out, chosen.timing_examples))
+        timed = results.timing_subset(self.held_out, chosen.timing_examples)
         rows = batches.sorted_batches(timed.lengths, chosen.evaluation_batch_size)
         device = experiment.accelerator.device
         self.inputs = [batches.to_device(timed.batch(batch), device) for batch in rows]

@@ -179,7 +179,7 @@ def run_small(monkeypatch, world):
     """A small run in fp32. Returns the folders of all runs in `world`."""
     monkeypatch.chdir(world)
     monkeypatch.setitem(workloads.SHAPES, "tiny", TINY)
-    monkeypatch.setattr("pruning.devices.best_precision", lambda: ("no", "this is a test"))
+    monkeypatch.setattr("pruning.devices.best_precision", lambda _: ("no", "this is a test"))
     for name, value in SMALL.items():
         monkeypatch.setattr(benchmark, name, value)
     benchmark.main()

@@ -344,6 +344,15 @@ def test_a_config_that_is_none(checkpoint, world):
     fails(world, "no configuration file bert/config.json. Run: python -m pruning.download bert")
 
 
+def test_other_weights_that_would_be_read_instead(checkpoint, world):
+    (world / "bert/model.safetensors").write_bytes(b"of another BERT")
+    with pytest.raises(UserError, match=r"runners read bert/model\.safetensors and not cache/pyt"):
+        ConvertBert4Torch.main([])
+    assert (world / "cache/pytorch_model.bin").is_file()
+    ConvertBert4Torch.main(["--pytorch_dump_path", "elsewhere.bin"])
+    ConvertBert4Torch.main(["--pytorch_dump_path", "bert/pytorch_model.bin"])
+
+
 def test_a_place_where_nothing_can_be_written(checkpoint, world):
     fails(world, "bert cannot be written: Is a directory", arguments=["--pytorch_dump_path", "bert"])
     fails(world, "config.json/x cannot be written: ", arguments=["--pytorch_dump_path", "bert/config.json/x"])

@@ -173,7 +173,7 @@ def test_flat_tokens_stay_as_padded_ones_do(call):
         order = flat.trail.start.order
         flat = flat.keep(scores[flat.ids], [lengths[row] for row in order], keep_first=True)
         padded = padded.keep(scores[padded.ids], lengths, keep_first=True)
-        assert torch.equal(flat.trail.kept(), padded.kept_positions())
+        assert torch.equal(flat.trail.kept, padded.kept_positions())
         assert torch.equal(flat.in_batch(), padded.states * padded.mask[..., None])
 
 

@@ -321,6 +321,15 @@ def test_a_kept_model_makes_tables_for_as_many_words_as_they_have(tmp_path):
         assert loaded.tabled == is_worth_it
 
 
+@pytest.mark.parametrize("method", ["lstm student", "frequency"])
+def test_pruners_keep_their_weights_to_the_bit_where_a_model_is_timed_in_bf16(words, method):
+    model = build(method, 0.6)
+    timed = timing.with_weights(model, torch.device("cpu"), torch.bfloat16)
+    assert timed.lstm.weight_hh_l0.dtype == torch.bfloat16 and model.lstm.weight_hh_l0.dtype == torch.float32
+    own = model.pruner.state_dict()
+    assert own and all(torch.equal(tensor, own[name]) for name, tensor in timed.pruner.state_dict().items())
+
+
 @pytest.mark.parametrize("method", [None, "lstm student"])
 def test_the_fast_evaluation_with_weights_of_bf16(words, method):
     model = timing.with_weights(build(method, 0.6), torch.device("cpu"), torch.bfloat16)

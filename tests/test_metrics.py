@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification
 from transformers.models.bert.modeling_bert import BertLayer
 
 from ModifiedModelingBert import PrunedBertConfig
-from pruning import flops, metrics, timing
+from pruning import flops, layers, metrics, timing
 from pruning.layers import FastPaths, run_layers
 from pruning.lstm_model import PrunedLstmClassifier
 from pruning.plan import FlatTokens, Ways
@@ -105,6 +105,38 @@ def test_flops_of_a_pruned_bert_are_those_of_its_products(batch, method, removed
     model.set_attn_implementation("eager")  # without the fast paths
     model.bert.encoder.fast_paths = None
     assert flops.pruned_bert(model, batch) == counted(lambda: model(**batch))
+
+
+@pytest.mark.parametrize("method", ["tail", "ideal gradients student"])
+def test_flops_of_readable_tokens_where_padding_is_filled_in(batch, method, monkeypatch):
+    """A GPU without varlen keeps readable tokens on one grid: (rows, read width, updated width)."""
+    monkeypatch.setattr(layers, "TOKENS_PER_CALL", {})
+    model = build([0, 0.5, 0], method, removed_tokens="readable")
+    model.bert.encoder.fast_paths = FastPaths(fused_product=False, absorbed=False)
+    groups, run = [], layers.run_layers
+
+    def seen(segment, tokens, *rest):
+        groups.append(tokens.lie.groups)
+        return run(segment, tokens, *rest)
+
+    monkeypatch.setattr("ModifiedModelingBert.run_layers", seen)
+    with torch.no_grad():
+        model(**batch)
+    assert groups == [[(4, 17, 17)], [(4, 17, 9)]]
+    whole = flops.bert_layer_of(model.config, groups[0], absorbed=False)
+    half = flops.bert_layer_of(model.config, groups[1], absorbed=False)
+    last = flops.bert_layer_of(model.config, [(4, 17, 1)], absorbed=False)
+    scores = model.bert.encoder.pruners["1"].flops(1, 4 * 17)
+    assert flops.pruned_bert(model, batch) == whole + half + last + scores + 4 * flops.bert_head(model.config)
+
+
+def test_flops_of_a_threshold_follow_the_tokens_that_stay(batch):
+    model = build([0, 0.5, 0], "column mean threshold")
+    model.set_attn_implementation("eager")
+    model.bert.encoder.fast_paths = None
+    for threshold in (0.0, 0.1, 1.0):  # all stay, some, the first alone
+        model.bert.encoder.pruners["1"].threshold.fill_(threshold)
+        assert flops.pruned_bert(model, batch) == counted(lambda: model(**batch))
 
 
 def test_flops_of_stock_bert_are_those_of_its_products(batch):

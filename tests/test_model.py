@@ -12,6 +12,7 @@ from transformers import BertForSequenceClassification, Trainer, TrainingArgumen
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification, PrunedBertModel
 from pruning import flops, methods
+from pruning.pruners import ColumnMeanPruner
 from pruning.selection import count_kept
 
 DEPLOYABLE = [m for m in methods.BERT_METHODS if not methods.is_teacher(m)]
@@ -258,7 +259,7 @@ def test_a_threshold_is_calibrated_to_the_schedule_and_counts_depend_on_the_exam
     lengths = torch.randint(4, 20, (64,), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(20) < lengths[:, None]).long()
     many = {"input_ids": torch.randint(5, 64, (64, 20)) * mask, "attention_mask": mask}
-    methods.calibrate(model, lambda: many)
+    methods.calibrate(model, many)
     with torch.no_grad():
         kept = model(**many).kept
     counts = torch.stack([(places >= 0).sum(dim=1) for places in kept])
@@ -266,6 +267,33 @@ def test_a_threshold_is_calibrated_to_the_schedule_and_counts_depend_on_the_exam
         assert counts[after].sum() == sum(count_kept(n, rate) for n in counts[before].tolist())
     assert len({round(float(s), 2) for s in counts[1] / lengths}) > 10
     assert all(0 in places for places in kept[2].tolist())
+
+
+def test_where_cls_alone_stays_nothing_is_scored_but_by_a_threshold(batch, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ColumnMeanPruner, "score", lambda *_: asked.append(1) or torch.ones(4, 17))
+    with torch.no_grad():
+        assert build([0, 1, 0], "column mean")(**batch).kept[1].tolist() == [[0]] * 4
+        assert not asked
+        build([0, 1, 0], "column mean threshold")(**batch)
+        assert asked
+
+
+@pytest.mark.parametrize("method", ["tail", "column mean threshold"])
+def test_an_example_without_a_real_token_stays_without_one(method):
+    ids = torch.randint(5, 64, (2, 6))
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0] * 6])
+    with torch.no_grad():
+        output = build([0, 1, 0], method)(ids, mask)
+    assert (output.kept[1] >= 0).sum(dim=1).tolist() in ([1, 0], [4, 0])
+
+
+def test_a_tuple_where_it_is_asked_for(batch):
+    model = build([0, 0.5, 0], "tail")
+    with torch.no_grad():
+        assert torch.equal(model(**batch, return_dict=False)[0], model(**batch).logits)
+        model.config.return_dict = False
+        assert torch.equal(model(**batch)[0], model(**batch, return_dict=True).logits)
 
 
 def test_another_schedule_of_the_same_model(batch, tmp_path):
@@ -316,7 +344,7 @@ def test_any_hugging_face_folder_loads_and_stock_names_stay(tmp_path):
 @pytest.mark.parametrize(
     ("schedule", "names", "message"),
     [
-        ([0.5], "head", f"1 rates, but this BERT has {LAYERS} layers"),
+        ([0.5], "head", f"1 rates, but the model has {LAYERS} layers"),
         ([0, 1.5, 0], "head", "layer 1: .*between 0 and 1"),
         ([0, 0.5, 0], "heads", "unknown pruning method 'heads'"),
         ([0, 0.5, 0], ["head"], "one for each of the 3 layers"),

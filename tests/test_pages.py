@@ -329,3 +329,11 @@ def test_in_a_browser_nothing_fails_nothing_scrolls_sideways_and_the_table_sorts
     down, up, plain = ([float(value) for value in values if value] for _, values in used["sorted"])
     assert down == sorted(plain, reverse=True) and up == sorted(plain) and plain not in (up, down)
     assert used["methods"] == ["head"] and used["count"] == "1 of 9 rows"
+
+
+def test_a_metric_that_is_undefined_is_missing_from_the_picture(world):
+    of_task = [record for record in records.read_all("LSTM") if record["task"] == "sts-b"]
+    for record in of_task:
+        record["splits"]["dev"]["metrics"] = {"pearson": None, "spearman": None}
+    plots.write_plots("LSTM", "sts-b", of_task)
+    assert (world / "records/LSTM/sts-b.png").is_file()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pruning import losses, methods, pruners
+from pruning.lstm_model import PrunedLstmClassifier
 from pruning.pruners import PrunerConfig
 from pruning.selection import Tokens
 
@@ -106,11 +107,10 @@ def test_distillation_loss_is_the_divergence_at_the_temperature():
 
 
 def test_unknown_names_are_refused():
-    config = PrunerConfig(0, hidden_size=4, vocab_size=9)
     with pytest.raises(ValueError, match="unknown pruning method 'tails'"):
-        methods.build_pruner("tails", methods.BERT_METHODS, config)
+        methods.check_method("tails", methods.BERT_METHODS)
     with pytest.raises(ValueError, match="unknown pruning method 'column mean'"):
-        methods.build_pruner("column mean", methods.LSTM_METHODS, config)
+        PrunedLstmClassifier(9, 2, pair=False, method="column mean", rate=0.5)
 
 
 @pytest.mark.parametrize(

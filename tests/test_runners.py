@@ -351,7 +351,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(bert, full_world, mo
 def in_bf16(monkeypatch):
     """Trainings in bf16, whatever the processor."""
     AcceleratorState._reset_state(True)
-    monkeypatch.setattr(devices, "best_precision", lambda: ("bf16", "the test says so"))
+    monkeypatch.setattr(devices, "best_precision", lambda _: ("bf16", "the test says so"))
     yield
     AcceleratorState._reset_state(True)
 
@@ -552,3 +552,17 @@ def test_weights_that_are_no_numbers_are_refused(bert, full_world):
     with pytest.raises(UserError) as error:
         bert()
     assert "\n" not in str(error.value) and not records.read_all("BERT")
+
+
+def test_the_commit_of_a_repository_around_the_project_is_none_of_its_own(tmp_path, monkeypatch):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "one")
+    (tmp_path / "project/pruning").mkdir(parents=True)
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "pruning/records.py"))
+    assert len(records.git_commit()) == 40
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "project/pruning/records.py"))
+    assert records.git_commit() is None

@@ -1,5 +1,6 @@
 """Models that runs keep: whole folders, read here and by a stranger, with the record's answers."""
 
+import io
 import json
 import os
 import shutil
@@ -108,6 +109,13 @@ def test_a_card_carries_the_records_figures(kept):
         "speedup": record["timings"]["pruned"]["speedup"],
     }
     assert "[0, 0.5, 0.5]" in card.text and "trust_remote_code=True" in card.text
+    assert 'classify("a sentence", truncation=True)' in card.text
+    for folder, said in (
+        (folders("BERT", "mrpc")[STUDENT], 'classify({"text": "a sentence", "text_pair": "another"}, trunc'),
+        (folders("LSTM", "mrpc")["dense"], "python -m pruning.predict FOLDER < pairs.txt`, a tab between"),
+        (folders("LSTM", "sst-2")["dense"], 'python -m pruning.predict FOLDER "a sentence"`. Anywhere'),
+    ):
+        assert said in ModelCard.load(folder / "model/README.md").text
 
 
 # --- The record's answers --------------------------------------------------------------------
@@ -266,14 +274,18 @@ def test_a_shell_gets_label_probability_and_dropped_words(kept, capsys):
 
 def test_pairs_come_with_a_tab_and_scores_without_probability(kept, capsys, monkeypatch):
     folder = folders("BERT", "sts-b")["ideal gradients student"]
-    monkeypatch.setattr(sys, "stdin", ["a film\tthe film\n", "a town\tan old town\n"])
+    text = "\ufeffa film\tthe caf\u00e9\r\na town\tan old town\n"  # whatever the console's encoding
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), "ascii"))
     capsys.readouterr()
     predict.main([str(folder)])
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [line[1:] for line in lines] == [["a film", "the film"], ["a town", "an old town"]]
+    assert [line[1:] for line in lines] == [["a film", "the caf\u00e9"], ["a town", "an old town"]]
     assert all(0 <= float(line[0]) <= 5 for line in lines)
     with pytest.raises(UserError, match="answers pairs"):
         predict.main([str(folder), "one sentence"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "ascii"))
+    with pytest.raises(UserError, match="standard input is no text in UTF-8"):
+        predict.main([str(folder)])
 
 
 @pytest.mark.parametrize(
@@ -283,6 +295,8 @@ def test_pairs_come_with_a_tab_and_scores_without_probability(kept, capsys, monk
         ("config.json", "{", "holds no model of this project"),
         ("config.json", '{"model_type": "gpt2"}', "holds no model of this project"),
         ("model.safetensors", "", "is damaged"),
+        ("tokenizer.json", None, "is damaged: there is no tokenizer.json"),
+        ("tokenizer.json", "{}", "is damaged"),
     ],
 )
 def test_a_folder_without_a_sound_model_is_one_sentence(kept, tmp_path, name, content, said):
@@ -290,7 +304,9 @@ def test_a_folder_without_a_sound_model_is_one_sentence(kept, tmp_path, name, co
     if name:
         folder = tmp_path / "model"
         shutil.copytree(folders("BERT", "sst-2")["head"] / "model", folder)
-        (folder / name).write_text(content)
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_text(content)
     with pytest.raises(UserError, match=said) as error:
         predict.main([str(folder), "a film"])
     assert "\n" not in str(error.value)

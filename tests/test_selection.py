@@ -121,7 +121,7 @@ def test_removed_tokens_reach_the_first_one_as_their_mean_through_a_matrix():
 
 @pytest.mark.parametrize(
     ("schedule", "message"),
-    [([0, 0.5], "2 rates, but this BERT has 3 layers"), ([0, 0, 2], "layer 2: .*between 0 and 1, not 2")],
+    [([0, 0.5], "2 rates, but the model has 3 layers"), ([0, 0, 2], "layer 2: .*between 0 and 1, not 2")],
 )
 def test_schedules_that_do_not_fit_are_refused(schedule, message):
     selection.check_schedule([0, 0.5, 1], 3)

@@ -293,10 +293,10 @@ def no_training(monkeypatch):
     [
         (
             {"pruning_schedule": [0, 0.5]},
-            r"pruning_schedule has 2 rates, but this BERT has 3 layers: it needs one rate for each layer, "
+            r"pruning_schedule has 2 rates, but the model has 3 layers: it needs one rate for each layer, "
             r"such as \[0, 0.5, 0\]. Edit pruning_schedule at the top of RunBert4Glue\.py$",
         ),
-        ({"pruning_schedule": []}, r"pruning_schedule has 0 rates, but this BERT has 3 layers"),
+        ({"pruning_schedule": []}, r"pruning_schedule has 0 rates, but the model has 3 layers"),
         ({"pruning_schedule": "harf"}, r"no schedule is called 'harf'.*half.*it is 'harf'"),
         (
             {"pruning_schedule": {"mrpc": "half"}},

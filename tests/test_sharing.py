@@ -17,7 +17,7 @@ import PrepareGlue4Bert
 import PrepareGlue4Lstm
 import RunBert4Glue
 import RunLstm4Glue
-from pruning import grid, records, store, training
+from pruning import caches, grid, records, store, training
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 METHODS = ["lstm student", "head", "tail", "random"]
@@ -174,6 +174,29 @@ def train_both(folder):
         torch.save(states, folder / "states.pt")
         fields = {method: one.key_fields_of(method) for method in states}
         (folder / "fields.json").write_text(json.dumps(fields))
+
+
+def test_what_is_made_with_a_dense_model_is_made_again_with_another(full_world):
+    """As on a GPU, which does not train twice alike."""
+    PrepareGlue4Bert.main()
+    first = experiment()
+    assert first.train("dense").curve == first.train("dense").curve  # the second time from cache/
+    answers = first.distillation_set().with_scores(None).dense_logits
+    place = first.store._path("dense", first.key_fields)
+    kept = caches.load(place, "")
+    kept["content"]["state"]["classifier.bias"] += 1
+    caches.save(place, kept)
+    other = experiment().distillation_set().with_scores(None).dense_logits
+    torch.testing.assert_close(other, answers + 1)
+
+
+def test_a_training_in_fp16_does_not_know_of_those_before(full_world):
+    PrepareGlue4Bert.main()
+    one = experiment()
+    one.accelerator.scaler = used = torch.amp.GradScaler("cpu")
+    one.dense()
+    assert one.accelerator.scaler is not used and one.accelerator.scaler.get_scale() == 2**16
+    one.accelerator.scaler = None
 
 
 def test_two_processes_train_as_one_and_write_each_record_once(full_world):
