@@ -116,9 +116,11 @@ def convert(tf_checkpoint_path: str, bert_config_file: str, pytorch_dump_path: s
         f"in {len(converted)} tensors, written to {pytorch_dump_path}",
         sep="\n",
     )
-    written = Path(pytorch_dump_path)
-    if written in bert_folder.WEIGHTS and (read := bert_folder.weights_path()) != written:
-        raise UserError(f"but the runners read {read} and not {written}, as long as it is there: remove it")
+    written = Path(pytorch_dump_path).resolve()
+    if any(path.resolve() == written for path in bert_folder.WEIGHTS):
+        read = bert_folder.weights_path()
+        if read.resolve() != written:
+            raise UserError(f"the runners read {read} and not {pytorch_dump_path}: remove {read}")
 
 
 def main(arguments: list[str] | None = None) -> None:

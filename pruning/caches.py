@@ -116,11 +116,13 @@ def _temporary(path: Path) -> Path:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files and folders of processes that were killed."""
+    found: list[Path] = []
     with suppress(FileNotFoundError):  # another process removes them too
-        for path in [*folder.rglob(".*.tmp")]:
-            process = path.name.split(".")[-3]
-            if process.isdigit() and not psutil.pid_exists(int(process)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        found += folder.rglob(".*.tmp")
+    for path in found:
+        process = path.name.split(".")[-3]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def path_of(model: str, task: str) -> Path:

@@ -10,6 +10,7 @@ H units, I units of the feed-forward, n tokens.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import BertForSequenceClassification
 
@@ -64,7 +65,8 @@ def stock_bert(model: Any, batch: Batch) -> int:
 
 
 def pruned_bert(model: Any, batch: Batch) -> int:
-    """Our BERT on one batch at evaluation, padded on the right."""
+    """Our BERT on one batch at evaluation, padded on the right. A model with thresholds is asked how many
+    tokens stay: the batch has to be on its device."""
     encoder, config = model.bert.encoder, model.config
     paths = encoder.fast_paths or FastPaths(unpadding=False, cls_only=False, absorbed=False)
     weight = encoder.layer[0].output.dense.weight
@@ -74,12 +76,15 @@ def pruned_bert(model: Any, batch: Batch) -> int:
     keeps_padding = ways.unpad and ways.filled  # of readable tokens
     padded = keeps_padding if ways.readable and ways.unpad else ways.pads(lengths, width)
     total = rows * bert_head(config)
-    asked_model = None if all(p.keeps_by_rate for p in encoder.pruners.values()) else model(**batch).kept
+    seen = None
+    if not all(pruner.keeps_by_rate for pruner in encoder.pruners.values()):
+        with torch.no_grad():
+            seen = model(**batch, return_dict=True).kept
     for start, end in encoder.segments():
         if encoder.schedule[start] > 0:
             stay = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
-            if asked_model:
-                stay = (asked_model[start] >= 0).sum(dim=1).tolist()
+            if seen:
+                stay = (seen[start] >= 0).sum(dim=1).tolist()
             pruner, grid = encoder.pruners[str(start)], (rows, width if padded else max(lengths))
             flat = (1, rows * width if padded else sum(lengths))
             if max(stay) > 1 or not pruner.keeps_by_rate:  # else nothing is scored

@@ -100,7 +100,7 @@ class Experiment:
         return self.settings.save_models and method != BAG_OF_WORDS and not methods.is_upper_bound(method)
 
     def train(self, method: Method) -> Trained:
-        """Fine-tunes the dense model, or trains a pruned one from it."""
+        """The dense model, from cache/ or fine-tuned; or a pruned one, trained from it."""
         started = time.time()
         model, curve = self._open_dense() if method == DENSE else self.train_pruned(method)
         return Trained(method, model, curve, started)
@@ -124,7 +124,7 @@ class Experiment:
     def _open_dense(self) -> tuple[Any, Curve]:
         """The dense model from cache/, or trained, and the curve of its loss. Its run is held already."""
         kept = self.store.load("dense", self.key_fields)
-        if kept is None:
+        if kept is None or "curve" not in kept:  # earlier versions kept the weights alone
             model, curve = fine_tune(self)
             kept = {"state": training.state_on_cpu(model), "curve": curve}
             self.store.keep("dense", self.key_fields, kept, self.training_seconds)

@@ -144,9 +144,9 @@ def all_pieces() -> list[Piece]:
     """All that there is to do: all tasks of the first seed first. Raises UserError for a setting that cannot
     work."""
     block = settings.Block.read(globals(), Settings)
+    accelerator = devices.pick_device(in_several_processes=False)
     pretrained = bert.Pretrained.read()
     names = settings.task_names(task_names, GLUE, block.script)
-    accelerator = devices.pick_device(in_several_processes=False)
     pieces = [piece for name in names for piece in pieces_of(name, block, pretrained, accelerator)]
     return sorted(pieces, key=lambda piece: piece.experiment.seed)
 
@@ -256,7 +256,8 @@ def counted(experiment: Experiment, model: Any) -> int:
     """FLOPs of the dev set, as executed."""
     examples, size = experiment.data.splits["dev"], experiment.settings.evaluation_batch_size
     groups = batches.sorted_batches(examples.lengths, size)
-    return sum(flops.pruned_bert(model, examples.batch(rows)) for rows in groups)
+    inputs = (batches.to_device(examples.batch(rows), experiment.accelerator.device) for rows in groups)
+    return sum(flops.pruned_bert(model, batch) for batch in inputs)
 
 
 # --- The clock ---------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_a_tokenizer_config_that_cannot_be(world, content, message):
 
 
 def test_the_vocabulary_s_line_is_the_word_s_id(world):
-    words = ["[PAD]", "élan", "a\u2028b", "[UNK]", "[CLS]", "[SEP]"]
+    words = ["[PAD]", "élan", "a\u2028b", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     VOCABULARY.write_bytes(("\ufeff" + "\r\n".join(words) + "\r\n").encode())
     assert bert_folder.read_vocabulary() == words
 
@@ -108,6 +108,7 @@ def test_the_vocabulary_s_line_is_the_word_s_id(world):
         (b"", "bert/vocab.txt is empty. Run: python -m pruning.download bert"),
         (b"[PAD]\n\xff\n", "bert/vocab.txt cannot be read as text in UTF-8: 'utf-8' codec can't decode"),
         (b"[PAD]\nthe\na\nthe\n", "bert/vocab.txt has the word 'the' twice, in lines 2 and 4"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", "bert/vocab.txt is no BERT vocabulary: no [MASK]"),
     ],
 )
 def test_a_vocabulary_that_cannot_be(world, content, message):

@@ -28,6 +28,7 @@ SETTINGS = {
             "2 layers, half updated": {"layers": 2, "pruning_schedule": [0, 0.5]},
             "random": {"pruning_schedule": [0, 0.5, 0], "pruning_methods": ["random"]},
             "first 1 layers": {"layers": 1, "pruning_schedule": [0], "pruning_methods": ["head"]},
+            "threshold": {"pruning_schedule": [0, 0.5, 0], "pruning_methods": ["column mean threshold"]},
         },
     },
     "bootstrap_draws": 20,
@@ -49,7 +50,16 @@ def compare(full_world, monkeypatch):
     return main
 
 
-def test_lines_are_trained_in_pieces_that_resume(compare, full_world):
+def test_lines_are_trained_in_pieces_that_resume(compare, full_world, monkeypatch):
+    kept, passed = [], comparison.pass_over
+
+    def seen(model, inputs):
+        if "threshold" in str(getattr(model.config, "pruning_methods", "")):
+            stay = sum(int((model(**batch).kept[1] >= 0).sum()) for batch in inputs)
+            kept.append(stay / sum(sum(batch["lengths"]) for batch in inputs))
+        passed(model, inputs)
+
+    monkeypatch.setattr(comparison, "pass_over", seen)
     compare(task_names=["sst-2"], seeds=[0, 1], bootstrap_draws=2)
     folder = full_world / "records/comparison"
     paths = sorted(folder.glob("*/*/record.json"))
@@ -58,6 +68,7 @@ def test_lines_are_trained_in_pieces_that_resume(compare, full_world):
     assert clock["timings"]["32"]["first 1 layers, third"]["against_dense"] > 0
     assert len(clock["timings"]["1"]) == len(LINES)  # stock in place of "dense, trained on"
     found.remove(clock)
+    assert 0.2 < min(kept) <= max(kept) < 0.9  # a threshold is timed as it prunes
     assert len(paths) - 1 == len(found) == 2 * len(LINES)
     assert {record["method"] for record in found} == LINES
     for record in found:
@@ -123,6 +134,7 @@ def test_published_lines_are_not_trained_again(compare, full_world, monkeypatch,
         ({"dept": 2}, "line 1: dept is no setting"),
         ({"layers": 4}, "layers in comparison.py is 4, and the BERT in bert/ has 3"),
         ({"pruning_schedule": [0.5]}, "one rate for each layer"),
+        ({"pruning_methods": ["head", "tail"]}, "line 1: a line has one method"),
     ],
 )
 def test_a_line_that_cannot_work_says_so_before_any_training(compare, full_world, changed, words):
