@@ -347,9 +347,9 @@ def main() -> None:
         if not all(piece.record for piece in pieces if piece.name == DENSE):
             return
     else:  # nothing else runs
-        seed, data = pieces[0].experiment.seed, pieces[0].experiment.data
-        first = [p for p in pieces if p.experiment.seed == seed and p.experiment.data is data]
-        clock = [timed(first)]
+        first = [piece for piece in pieces if piece.experiment.seed == pieces[0].experiment.seed]
+        for task in dict.fromkeys(piece.experiment.data.task.name for piece in first):
+            clock.append(timed([piece for piece in first if piece.experiment.data.task.name == task]))
     labels = {p.experiment.data.task.name: p.experiment.data.splits["dev"].labels.tolist() for p in pieces}
     report(found, clock, labels)
 

@@ -199,7 +199,7 @@ def headline_table(
     The metric is the better dense model's and ours, over the seeds that both have.
     """
     of_lstm = {(row["method"], row["pruning"]): row for row in summary(agnews)}
-    lines, speed = compare.lines_of(trained), {row[0]: row[-1] for row in compare.speed_table(clock)[1]}
+    lines = compare.lines_of(trained)
     best = lines[compare.better_dense(lines)]
     rows = []
     for line, answers in lines.items():
@@ -208,7 +208,7 @@ def headline_table(
             data = [f"GLUE, {len(by_task(both[1]))} tasks", "e5-small", name_of(line)]
             metrics = " → ".join(percent(mean_of(part)) for part in both)
             work = f"{mean_of(answers, itemgetter('flops_kept')):.0%}"
-            rows.append([*data, metrics, work, speed[name_of(line)]])
+            rows.append([*data, metrics, work, f"× {compare.speed_of(clock, name_of(line)):.2f}"])
     words = next(cell for cell in benchmark[0]["cells"] if LSTM_CELL.items() <= cell.items())
     for rate in LSTM_RATES:
         row, timed = of_lstm[LSTM_METHOD, f"{rate}, fused"], words["rows"][f"{rate} removed, student"]

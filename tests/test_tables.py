@@ -282,8 +282,8 @@ def test_the_headline_has_dense_and_pruned_of_the_same_seeds(comparison):
             continue
         record["dev"]["flops_kept"] = record["dev"]["token_layers_kept"] - 0.01
     names = ("dense", f"{STUDENT}, half", f"{STUDENT}, third", f"{STUDENT}, fifth", "first 4 layers, third")
-    timings = {name: {"against_dense": 1 + i} for i, name in enumerate(names)}
-    clock = [{"timings": {"1": timings, "32": timings}}]
+    one, two = ({name: {"against_dense": f * (1 + i)} for i, name in enumerate(names)} for f in (1, 4))
+    clock = [{"task": "a", "timings": {"1": two, "32": one}}, {"task": "b", "timings": {"1": one, "32": two}}]
     lstm = []
     for seed in (0, 1):
         lstm.append(lstm_record("dense", "", seed, 0.8 + seed / 10, 1.0, None))
@@ -299,10 +299,13 @@ def test_the_headline_has_dense_and_pruned_of_the_same_seeds(comparison):
     header, rows = tables.headline_table(comparison, clock, lstm, benchmark, ours)
     assert header[-3:] == ["metric, dense → pruned", "work", "speed-up"]
     data = ["GLUE, 2 tasks", "e5-small"]
-    assert rows[0] == [*data, f"{STUDENT}, half", "69.5 → 57.5", "49%", "× 2.00"]
-    assert rows[1] == [*data, "first 4 layers, third", "70.0 → 60.0", "29%", "× 5.00"]
+    assert rows[0] == [*data, f"{STUDENT}, half", "69.5 → 57.5", "49%", "× 4.00"]  # of 2 and 8
+    assert rows[1] == [*data, "first 4 layers, third", "70.0 → 60.0", "29%", "× 10.00"]
     assert rows[2][3:] == ["85.0 ± 7.1 → 85.0 ± 0.0", "41%", "× 2.20"]
     assert rows[3][3:] == ["85.0 ± 7.1 → 70.0 ± 0.0", "11%", "× 5.66"]
+    speed_header, rows = comparison_tables.speed_table(clock)
+    assert speed_header == ["line", "a, batch 1", "a, batch 32", "b, batch 1", "b, batch 32"]
+    assert rows[1] == [f"{STUDENT}, half", "× 8.00", "× 2.00", "× 2.00", "× 8.00"]
 
 
 def test_tasks_stand_side_by_side_with_the_speed_up_in_brackets():
