@@ -117,8 +117,8 @@ def write_search(path: Path, record: dict[str, Any]) -> None:
 def write_comparison(
     path: Path, series: dict[str, list[tuple[float, float, str]]], tasks: Sequence[str]
 ) -> None:
-    """Metric against FLOPs: series → share of the dense model's FLOPs, metric and name; dense models as
-    levels."""
+    """Metric against FLOPs: series → share of the dense model's FLOPs, change of the metric and name; dense
+    models as levels."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for i, (name, points) in enumerate(series.items()):
         shares, values, labels = zip(*sorted(points), strict=True)
@@ -128,8 +128,11 @@ def write_comparison(
             continue
         axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=name)
         for place, label in zip(zip(x, y, strict=True), labels, strict=True):
-            axes.annotate(label, place, xytext=(6, -10), textcoords="offset points", fontsize=8)
-    metric = f"metric × 100, dev, mean of {', '.join(tasks)}"
+            where: Any = {"xytext": (7, 4) if len(points) == 1 else (7, -11)}
+            if name == "recipe":
+                where = {"xytext": (-7, 4), "ha": "right"}
+            axes.annotate(label, place, textcoords="offset points", fontsize=8, **where)
+    metric = f"points against dense, mean of {', '.join(tasks)}"
     axes.set(xlabel="FLOPs, % of dense", ylabel=metric, xlim=(0, 105))
     axes.legend()
     _save(figure, path)

@@ -265,10 +265,13 @@ def speed_of(records: list[Record], name: str) -> float:
 
 
 def series_of(records: list[Record], recipe: dict[str, str]) -> dict[str, list[tuple[float, float, str]]]:
-    """What a picture shows: series → share of the FLOPs, metric and name of each of its lines. The recipe is
-    one, and so are other lines whose names differ by numbers alone."""
+    """What a picture shows: series → share of the FLOPs, change of the metric against the better dense model,
+    and name of each of its lines. The recipe is one, and so are lines whose names differ by numbers."""
     series: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    for (method, budget), answers in lines_of(records).items():
+    lines = lines_of(records)
+    best = lines[better_dense(lines)]
+    for (method, budget), answers in lines.items():
         name = "recipe" if recipe.get(budget) == method else re.sub(r"\d+", "k", method)
-        series[name].append((mean_of(answers, itemgetter("flops_kept")), mean_of(answers), method))
+        share = mean_of(answers, itemgetter("flops_kept"))
+        series[name].append((share, change(answers, best), method))
     return series
