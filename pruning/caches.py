@@ -52,7 +52,7 @@ def fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
+def fingerprint_of_tensors(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of tensors and their names, as hex."""
     found = hashlib.sha256()
     for name, tensor in tensors.items():
@@ -220,14 +220,14 @@ def open_task(model: str, task: Task, prepared_by: str) -> TaskData:
         sound = whole and all(_is_sound(part, task, len(cache["vocabulary"])) for part in splits.values())
         check_sources(cache, path, prepared_by)
         made_from = {name: cache[name] for name in ("task", "model", "settings", "fingerprints")}
-        fingerprinted = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
         details = {name: cache[name] for name in ("vocabulary", "counts", "settings", "sample")}
         sound = sound and cache["counts"].shape == (len(cache["vocabulary"]),)
     except (LookupError, TypeError, AttributeError, ValueError):
         sound = False
     if not sound:
         raise UserError(f"{path} does not hold {task.name} for this version. Run: python {prepared_by}")
-    return TaskData(task, splits, fingerprint=fingerprinted, **details)
+    return TaskData(task, splits, fingerprint=digest, **details)
 
 
 def open_tasks(model: str, tasks: Sequence[Task], prepared_by: str) -> list[TaskData]:

@@ -72,7 +72,6 @@ class Experiment:
         self.store = Store(caches.CACHE / builder.name.lower(), name, accelerator.is_main_process)
         self.training_seconds = 0.0  # of the latest `fit`; of processor time, as those of the store
         self._dense: Any = None
-        self._dense_digest = ""
         self._distillation_set: DistillationSet | None = None
 
     def key_fields_of(self, method: Method) -> dict[str, Any]:
@@ -114,8 +113,8 @@ class Experiment:
 
     def fields_of_dense(self) -> dict[str, Any]:
         """Everything that decides what is made with the dense model: a GPU does not train it twice alike."""
-        self.dense()
-        return {**self.key_fields, "weights": self._dense_digest}
+        weights = training.state_on_cpu(self.dense())
+        return {**self.key_fields, "weights": caches.fingerprint_of_tensors(weights)}
 
     def forget(self) -> None:
         """Lets go of the dense model, which is in cache/."""
@@ -130,7 +129,7 @@ class Experiment:
             self.store.keep("dense", self.key_fields, kept, self.training_seconds)
         else:
             model = self.builder.build(None, self.seed, kept["state"]).to(self.accelerator.device)
-        self._dense, self._dense_digest = model.eval(), caches.digest(kept["state"])
+        self._dense = model.eval()
         return self._dense, kept["curve"]
 
     def train_pruned(self, method: Method, rates_at: RatesAt | None = None) -> tuple[Any, Curve]:
