@@ -173,7 +173,7 @@ class PrunedBertEncoder(BertEncoder):
                 tokens = run_layers(segment, tokens, paths, last)
         alone = only_first and paths is not None and paths.cls_only  # states of first tokens, (R, H)
         return PrunedBertOutput(
-            last_hidden_state=tokens.lie.in_order(tokens.states)[:, None] if alone else tokens.in_batch(),
+            last_hidden_state=tokens.firsts_in_batch() if alone else tokens.in_batch(),
             kept=Kept(trails) if self.pruners else None,
             pruning_loss=torch.stack(losses).mean() if losses else None,
         )
@@ -185,7 +185,7 @@ class PrunedBertEncoder(BertEncoder):
         pruner: Any = self.pruners[str(layer)]
         fusion: Any = self.fusions[str(layer)] if self.fusions else None
         known = {"layer": self.layer[layer], "teacher_scores": scores, "fusion": fusion}
-        return prune(pruner, tokens, self.rates()[layer], keep_first=True, **known)
+        return prune(pruner, tokens, self.rates()[layer], **known)
 
 
 class _PrunedBert:

@@ -15,21 +15,17 @@ from torch import Tensor
 from transformers import BertForSequenceClassification
 
 from ModifiedModelingBert import PrunedBertForSequenceClassification
-from pruning import selection
 from pruning.layers import FastPaths, absorbing_pays, ways_of
 from pruning.lstm_model import PrunedLstmClassifier, takes_steps
-from pruning.unpadding import neighbours
+from pruning.plan import Start
+from pruning.selection import count_kept
+from pruning.unpadding import groups_of
 
 Batch = dict[str, Tensor]
 
 
-def bert_layer(config: Any, tokens: int, updated: int | None = None, absorbed: bool = True) -> int:
-    """One encoder layer on one sequence, see `bert_layer_of`. updated: None for all tokens."""
-    return bert_layer_of(config, [(1, tokens, tokens if updated is None else updated)], absorbed)
-
-
-def bert_layer_of(
-    config: Any, groups: Sequence[tuple[int, int, int]], absorbed: bool, device: str = "cpu"
+def bert_layer(
+    config: Any, groups: Sequence[tuple[int, int, int]], absorbed: bool = True, device: str = "cpu"
 ) -> int:
     """One encoder layer on a batch. For a sequence of n tokens, of which q are updated: 4q(H² + HI), and for
     keys, values and attention 4nH² + 4qnH; or, h heads, 4qH² + 4hqnH where the layer absorbs them.
@@ -60,8 +56,8 @@ def token_fusion(hidden: int) -> int:
 def stock_bert(model: Any, batch: Batch) -> int:
     """Transformers' BERT on one batch."""
     rows, width = batch["attention_mask"].shape
-    layers = model.config.num_hidden_layers * bert_layer(model.config, width)
-    return rows * (layers + bert_head(model.config))
+    layers = model.config.num_hidden_layers * bert_layer(model.config, [(rows, width, width)])
+    return layers + rows * bert_head(model.config)
 
 
 def pruned_bert(model: Any, batch: Batch) -> int:
@@ -70,37 +66,30 @@ def pruned_bert(model: Any, batch: Batch) -> int:
     encoder, config = model.bert.encoder, model.config
     paths = encoder.fast_paths or FastPaths(unpadding=False, cls_only=False, absorbed=False)
     weight = encoder.layer[0].output.dense.weight
-    ways = ways_of(encoder, weight, encoder.fast_paths)
-    (rows, width), lengths = batch["attention_mask"].shape, batch["attention_mask"].sum(dim=1).tolist()
-    read, read_width = lengths, width
-    keeps_padding = ways.unpad and ways.filled  # of readable tokens
-    padded = keeps_padding if ways.readable and ways.unpad else ways.pads(lengths, width)
-    total = rows * bert_head(config)
+    real = batch["attention_mask"].bool().cpu().numpy()
+    start = Start(real, None, ways_of(encoder, weight, encoder.fast_paths))
+    read = updated = start.layout
+    total = len(real) * bert_head(config)
     seen = None
     if not all(pruner.keeps_by_rate for pruner in encoder.pruners.values()):
         with torch.no_grad():
             seen = model(**batch, return_dict=True).kept
-    for start, end in encoder.segments():
-        if encoder.schedule[start] > 0:
-            stay = [selection.count_kept(n, encoder.schedule[start]) for n in lengths]
+    for first, end in encoder.segments():
+        if (rate := encoder.schedule[first]) > 0:
+            stay = [count_kept(n, rate) for n in updated.lengths.tolist()]
             if seen:
-                stay = (seen[start] >= 0).sum(dim=1).tolist()
-            pruner, grid = encoder.pruners[str(start)], (rows, width if padded else max(lengths))
-            flat = (1, rows * width if padded else sum(lengths))
+                stay = (seen[first] >= 0).sum(dim=1).cpu().numpy()[start.order].tolist()
+            pruner = encoder.pruners[str(first)]
             if max(stay) > 1 or not pruner.keeps_by_rate:  # else nothing is scored
-                total += pruner.flops(*(grid if pruner.needs_grid else flat))
-            total += rows * token_fusion(config.hidden_size) if encoder.fusions else 0
-            lengths, width = stay, max(stay)
-            padded = keeps_padding if ways.readable else ways.pads(lengths, width)
-        groups = neighbours(sorted(zip(read if ways.readable else lengths, lengths, strict=True)))
-        if ways.readable and not encoder.fast_paths:  # the stock layers compute all tokens
-            groups = [(rows, read_width, read_width)]
-        elif padded:
-            groups = [(rows, read_width if ways.readable else width, width)]
-        for layer in range(start, end):
+                total += pruner.flops(*(updated.real.shape if pruner.needs_grid else (1, updated.size)))
+            total += len(real) * token_fusion(config.hidden_size) if encoder.fusions else 0
+            updated = start.step(updated, stay).layout
+            read = read if start.ways.readable else updated
+        groups = groups_of(read, updated if encoder.fast_paths else read)  # stock layers compute all tokens
+        for layer in range(first, end):
             alone = paths.cls_only and layer == len(encoder.schedule) - 1
-            asked = [(count, n, 1 if alone else q) for count, n, q in groups]
-            total += bert_layer_of(config, asked, paths.absorbed, weight.device.type)
+            queried = [(rows, n, 1 if alone else q) for rows, n, q in groups]
+            total += bert_layer(config, queried, paths.absorbed, weight.device.type)
     return total
 
 
@@ -116,7 +105,7 @@ def pruned_lstm(model: Any, batch: Batch) -> int:
 
 def _sentences(model: Any, mask: Tensor) -> int:
     rows, width = mask.shape
-    lengths = [selection.count_kept(n, model.rate) for n in mask.sum(dim=1).tolist()]
+    lengths = [count_kept(n, model.rate) for n in mask.sum(dim=1).tolist()]
     sizes = model.lstm.input_size, model.lstm.hidden_size
     if model.reads_tables and takes_steps(model, rows, max(lengths)):
         # a first step has no state before it; words and padding are not multiplied

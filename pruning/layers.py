@@ -26,7 +26,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertIntermediate, BertLayer, BertSelfAttention
 
 from pruning.plan import FlatTokens, Ways
-from pruning.unpadding import TOKENS_PER_CALL, TOKENS_PER_CALL_ELSEWHERE, Unpadding
+from pruning.unpadding import Unpadding
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
 # tokens and faster for one to three, but takes up to twice as long for so many as these, and reads the
@@ -35,6 +35,8 @@ FEW_TOKENS = range(4, 50)
 AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 ONEDNN = "AVX" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 ONEDNN_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# What one more call of the attention costs, in tokens that a layer processes in the same time
+TOKENS_PER_CALL, TOKENS_PER_DEAR_CALL = 4, 256
 CALLS_TO_ABSORB = 6  # more than keys, values and the attention take
 
 
@@ -46,6 +48,11 @@ class FastPaths:
     cls_only: bool = True
     absorbed: bool = True
     fused_product: bool = True
+
+
+def calls_are_dear(device: str) -> bool:
+    """On a GPU launches are dear and tokens cheap: there a little padding is the smaller waste."""
+    return device != "cpu"
 
 
 def needs_stock_layers(encoder: BertEncoder, arguments: dict[str, Any]) -> bool:
@@ -70,7 +77,7 @@ def run_layers(
 ) -> FlatTokens:
     """Layers with no pruner between them; see `run_flat`."""
     paths = _possible(paths, tokens.states)
-    states = run_flat(segment, tokens.states, tokens.lie, tokens.queries, paths, only_first)
+    states = run_flat(segment, tokens.states, tokens.unpadding, tokens.queries, paths, only_first)
     return replace(tokens, states=states)
 
 
@@ -88,13 +95,13 @@ def run_flat(
         queries: (Q,) the tokens that are updated, all being read; None for all.
         only_first: with `paths.cls_only` the last layer gives the first token of each sequence alone, (B, H).
     """
-    asked = states if queries is None else states.index_select(0, queries)
+    updated = states if queries is None else states.index_select(0, queries)
     for i, layer in enumerate(segment, start=1):
         if only_first and paths.cls_only and i == len(segment):
             first = states.index_select(0, unpadding.first)
-            return _run_layer(layer, first, states, unpadding.asking_first(), paths)
-        asked = _run_layer(layer, asked, states, unpadding, paths)
-        states = asked if queries is None else states.index_copy(0, queries, asked)
+            return _run_layer(layer, first, states, unpadding.with_first_as_query(), paths)
+        updated = _run_layer(layer, updated, states, unpadding, paths)
+        states = updated if queries is None else states.index_copy(0, queries, updated)
     return states
 
 
@@ -102,16 +109,15 @@ def run_stock_layers(
     segment: Sequence[BertLayer], tokens: FlatTokens, config: Any, **kwargs: Any
 ) -> FlatTokens:
     """The same by the stock layers. Tokens that are only read are computed too, and then put back."""
-    lie, queries = tokens.lie, tokens.queries
-    states = lie.unflatten(tokens.states)
-    whole = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-    mask = whole if lie.mask is None else lie.mask[:, 0, 0] == 0
+    unpadding, queries = tokens.unpadding, tokens.queries
+    states = unpadding.unflatten(tokens.states)
+    mask = None if unpadding.mask is None else unpadding.mask[:, 0, 0]
     attention_mask = create_bidirectional_mask(config, states, mask)  # as stock's attention wants it
     for layer in segment:
         computed = layer(states, attention_mask, **kwargs)
         if queries is not None:
             updated = computed.flatten(0, 1).index_select(0, queries)
-            computed = lie.unflatten(states.flatten(0, 1).index_copy(0, queries, updated))
+            computed = unpadding.unflatten(states.flatten(0, 1).index_copy(0, queries, updated))
         states = computed
     return replace(tokens, states=states.flatten(0, 1))
 
@@ -119,12 +125,12 @@ def run_stock_layers(
 def ways_of(encoder: Any, states: Tensor, paths: FastPaths | None) -> Ways:
     """How tokens may lie for a pass. paths: None for the stock layers."""
     kind, readable = states.device.type, encoder.config.removed_tokens == "readable" and bool(encoder.pruners)
-    call: int | None = TOKENS_PER_CALL.get(kind, TOKENS_PER_CALL_ELSEWHERE)
+    cost: int | None = TOKENS_PER_DEAR_CALL if calls_are_dear(kind) else TOKENS_PER_CALL
     if paths and paths.unpadding and has_varlen(encoder.layer[0].attention.self, states):
-        call = None
+        cost = None
     known = all(pruner.keeps_by_rate for pruner in encoder.pruners.values())
-    filled = kind not in TOKENS_PER_CALL and known and call is not None
-    return Ways(states.device, call, bool(paths and (paths.unpadding or readable)), readable, filled)
+    filled = calls_are_dear(kind) and known and cost is not None
+    return Ways(states.device, cost, bool(paths and (paths.unpadding or readable)), readable, filled)
 
 
 def has_varlen(attention: BertSelfAttention, states: Tensor) -> bool:
@@ -236,8 +242,7 @@ def absorbed(attention: BertSelfAttention, query: Tensor, states: Tensor, unpadd
         if torch.is_grad_enabled():  # several processes wait for a gradient of every parameter
             scores = scores + 0 * attention.key.bias.sum()
         if unpadding.mask is not None:
-            mask = unpadding.mask[:, 0]
-            scores = scores.masked_fill(~mask if mask.dtype == torch.bool else mask < 0, -torch.inf)
+            scores = scores.masked_fill(~unpadding.mask[:, 0], -torch.inf)
         mixed = scores.softmax(dim=2).to(x.dtype) @ x  # (rows, heads · updated, H)
         mixed = mixed.view(rows, heads, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
         output = (mixed @ to_value.transpose(1, 2)).transpose(0, 1).reshape(-1, heads * size)
@@ -260,6 +265,6 @@ def absorbing_pays(
     2qH² + 2hqnH for h heads, not 2nH² + 2qnH. Where calls are dear it has to save what its own cost, too (a
     layer's products for a token are 12H²)."""
     by_absorbing = sum(rows * q * (hidden + heads * n) for rows, n, q in groups)
-    if device not in TOKENS_PER_CALL:
-        by_absorbing += len(groups) * CALLS_TO_ABSORB * TOKENS_PER_CALL_ELSEWHERE * 6 * hidden
+    if calls_are_dear(device):
+        by_absorbing += len(groups) * CALLS_TO_ABSORB * TOKENS_PER_DEAR_CALL * 6 * hidden
     return by_absorbing < sum(rows * n * (hidden + q) for rows, n, q in groups)

@@ -150,9 +150,7 @@ class PrunedLstmClassifier(nn.Module):
             return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens.kept_positions(), None
         if self.pruner is not None:
             rate = self.training_rate if self.training and self.training_rate is not None else self.rate
-            tokens, loss = methods.prune(
-                self.pruner, tokens, rate, keep_first=False, teacher_scores=teacher_scores
-            )
+            tokens, loss = methods.prune(self.pruner, tokens, rate, teacher_scores=teacher_scores)
         if tokens.states is None:
             tokens.states = self.dropout(self.embedding(tokens.ids))
         vector = self.encode(tokens.states, None if tokens.is_full else tokens.mask)

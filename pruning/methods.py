@@ -75,7 +75,6 @@ def prune(
     tokens: Any,
     rate: float,
     *,
-    keep_first: bool,
     layer: Any = None,
     teacher_scores: Tensor | None = None,
     fusion: TokenFusion | None = None,
@@ -83,16 +82,17 @@ def prune(
     """Scores, chooses, gathers: the tokens that stay and, in training, the loss of a student.
 
     Args:
-        tokens: Tokens or FlatTokens; the same comes back.
-        layer, keep_first, fusion: see `Pruner.score` and `Tokens.keep`.
+        tokens: Tokens or FlatTokens; the same comes back. Of FlatTokens, BERT's, the first ([CLS]) stays
+            whatever its score.
+        layer, fusion: see `Pruner.score` and `Tokens.keep`.
         teacher_scores: (B, T₀) of the whole sentences, by position; teachers always need them, students
             while they train.
     """
-    seen = tokens
-    if isinstance(tokens, FlatTokens):
+    seen, is_flat = tokens, isinstance(tokens, FlatTokens)
+    if is_flat:
         lengths = [count_kept(length, rate) for length in tokens.lengths]
         if max(lengths) == min(lengths) == 1 and pruner.keeps_by_rate and not pruner.training:
-            return tokens.keep(None, lengths, keep_first, fusion), None  # the first token alone stays
+            return tokens.keep(None, lengths, fusion=fusion), None  # the first token alone stays
         if pruner.training or pruner.needs_grid:
             seen = tokens.on_grid()
             teacher_scores = None if teacher_scores is None else tokens.trail.start.in_rows(teacher_scores)
@@ -103,9 +103,9 @@ def prune(
     loss = None
     if aligned is not None and pruner.training:
         # nothing is to be learned of a first token that stays in any case
-        ranked = seen.mask & (seen.positions > 0) if keep_first else seen.mask
+        ranked = seen.mask & (seen.positions > 0) if is_flat else seen.mask
         loss = pruner.loss(scores, aligned, ranked)
-    return tokens.keep(scores, pruner.kept_lengths(scores, seen, rate), keep_first, fusion), loss
+    return tokens.keep(scores, pruner.kept_lengths(scores, seen, rate), fusion=fusion), loss
 
 
 def set_frequencies(model: nn.Module, counts: Tensor) -> None:
@@ -117,8 +117,8 @@ def set_frequencies(model: nn.Module, counts: Tensor) -> None:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batch: dict[str, Any]) -> None:
-    """Sets thresholds to what removes as many tokens of a batch, of many examples drawn at random, as the
-    schedule would. Leaves the model in evaluation mode."""
+    """Sets each threshold so that a batch, of many examples drawn at random, loses as many tokens as by the
+    schedule. Leaves the model in evaluation mode."""
     thresholds = [module for module in model.eval().modules() if isinstance(module, ThresholdPruner)]
     for pruner in thresholds:
         pruner.train()

@@ -33,14 +33,15 @@ class Ways:
 
     Attributes:
         device: of the batch.
-        call: what one more call of the attention costs, in tokens; None: one serves all lengths (varlen).
+        call_cost: of one more call of the attention, in tokens; None: one serves all lengths (varlen).
         unpad: False leaves padding where it is.
         readable: whether removed tokens are still read.
-        filled: if they are, whether padding may stay, and take what fills up the rows of updated tokens.
+        filled: if they are, whether rows may be padded to one width; what fills up a row of updated tokens
+            then points at its padding.
     """
 
     device: torch.device
-    call: int | None
+    call_cost: int | None
     unpad: bool
     readable: bool
     filled: bool
@@ -49,7 +50,7 @@ class Ways:
         """Whether rows of so many tokens are filled up to `width`."""
         if not self.unpad or not min(lengths):
             return True
-        return self.call is not None and keeps_padding(lengths, width, self.call)
+        return self.call_cost is not None and keeps_padding(lengths, width, self.call_cost)
 
 
 class Start:
@@ -76,14 +77,14 @@ class Start:
         if padded:
             self.layout = Layout(real, True)
         else:
-            if ways.call is not None:  # sequences of one length side by side
+            if ways.call_cost is not None:  # sequences of one length side by side
                 self.order = (-lengths).argsort(kind="stable")
             places = np.arange(real.size).reshape(real.shape)
             self.places = self.tables["index"] = places[self.order][real[self.order]]
             self.layout = Layout(np.arange(lengths.max()) < lengths[self.order, None], False)
         if (self.order[1:] < self.order[:-1]).any():
             self.tables["back"] = self.order.argsort()
-        self.tables |= self.layout.arrays(ways.call is None)
+        self.tables |= self.layout.arrays(ways.call_cost is None)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -104,7 +105,7 @@ class Start:
             padded = ways.unpad and ways.filled and self.layout.padded
         else:
             padded = ways.pads(lengths, max(lengths))
-        return Step(before, lengths, padded, ways.call is None)
+        return Step(before, lengths, padded, ways.call_cost is None)
 
 
 class Trail:
@@ -177,17 +178,15 @@ class FlatTokens:
 
     Attributes:
         states: (N, H) the input of the next layer; of readable tokens, of all that are read.
-        lie: how they lie, for the layers.
+        unpadding: how they lie, for the layers.
         trail: which tokens are updated.
-        lengths: (R,) how many, known to the host.
         ahead: the steps to come.
         queries: (Q,) the slots of the tokens that are updated, where others are read too.
     """
 
     states: Tensor
-    lie: Unpadding
+    unpadding: Unpadding
     trail: Trail
-    lengths: list[int]
     ahead: list[Step]
     queries: Tensor | None = None
 
@@ -210,9 +209,13 @@ class FlatTokens:
             steps.append(start.step(before, lengths))
             before = steps[-1].layout
         _send([start.tables, *(step.tables for step in steps)], ways.device)
-        lie = Unpadding.of(start.layout, start.tables, states.dtype)
-        lie = replace(lie, shape=real.shape)
-        return cls(lie.flatten(states), lie, Trail(start, start.layout), start.layout.lengths.tolist(), steps)
+        unpadding = Unpadding.of(start.layout, start.tables)
+        return cls(unpadding.flatten(states), unpadding, Trail(start, start.layout), steps)
+
+    @property
+    def lengths(self) -> list[int]:
+        """(R,) how many tokens are updated, known to the host."""
+        return self.trail.layout.lengths.tolist()
 
     @property
     def ids(self) -> Tensor | None:
@@ -255,29 +258,32 @@ class FlatTokens:
             return self.states.view(*start.real.shape, -1)
         return self.trail.in_batch(self.updated().states, 0)
 
+    def firsts_in_batch(self) -> Tensor:
+        """(B, 1, H) where the last layer gave the states of first tokens alone."""
+        return self.unpadding.in_order(self.states)[:, None]
+
     def keep(
-        self, scores: Tensor | None, lengths: list[int], keep_first: bool, fusion: TokenFusion | None = None
+        self, scores: Tensor | None, lengths: list[int], fusion: TokenFusion | None = None
     ) -> "FlatTokens":
         """As `Tokens.keep`, by scores (N,), or (R, W) on the grid; the first token always stays."""
-        assert keep_first
         start, layout = self.trail.start, self.trail.layout
         step, ahead = (self.ahead[0], self.ahead[1:]) if self.ahead else (None, [])
-        if step is None or step.lengths != lengths:  # counts that nobody could know
+        if step is None or step.layout.lengths.tolist() != lengths:  # counts that nobody could know
             step, ahead = start.step(layout, lengths), []
             _send([step.tables], start.ways.device)
         kept, gone = step.pick(scores)
         trail = Trail(start, step.layout, kept, self.trail)
-        new = replace(self, trail=trail, lengths=lengths, ahead=ahead)
+        new = replace(self, trail=trail, ahead=ahead)
         if start.ways.readable:
-            lie = self.lie.asking(start.layout, step.layout, step.tables.get("ends"))
-            return replace(new, queries=trail.slots, lie=lie)
-        lie = Unpadding.of(step.layout, step.tables, self.states.dtype)
+            unpadding = self.unpadding.with_queries(start.layout, step.layout, step.tables.get("ends"))
+            return replace(new, queries=trail.slots, unpadding=unpadding)
+        unpadding = Unpadding.of(step.layout, step.tables)
         states = self.states.index_select(0, kept)
         if fusion is not None:
             mean = nn.functional.embedding_bag(gone, self.states, step.tables["bags"], mode="mean")  # (R, H)
             left = nn.functional.linear(mean, fusion.weight).to(states.dtype)
             states = states.index_add(0, step.tables["first"], left)
-        return replace(new, states=states, lie=replace(lie, back=self.lie.back))
+        return replace(new, states=states, unpadding=replace(unpadding, back=self.unpadding.back))
 
 
 def _send(tables: Sequence[dict[str, Any]], device: torch.device) -> None:

@@ -172,7 +172,11 @@ class Tokens:
         return self.positions.masked_fill(~self.mask, -1)
 
     def keep(
-        self, scores: Tensor, lengths: list[int], keep_first: bool, fusion: TokenFusion | None = None
+        self,
+        scores: Tensor,
+        lengths: list[int],
+        keep_first: bool = False,
+        fusion: TokenFusion | None = None,
     ) -> "Tokens":
         """The `lengths[b]` best real tokens of example b by `scores` (B, T), in their old order.
 

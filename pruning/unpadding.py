@@ -6,7 +6,7 @@ Shapes: B sequences, R = B rows as they lie, T positions of the longest, W colum
 H units.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -16,10 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What one more call of the attention costs, in tokens that a layer processes in the same time. On a GPU
-# launches are dear and tokens cheap: there a little padding is the smaller waste.
-TOKENS_PER_CALL = {"cpu": 4}
-TOKENS_PER_CALL_ELSEWHERE = 256
 PINNED = ("cuda",)  # devices that read page-locked memory while the host goes on; others may read too late
 
 Groups = list[tuple[int, int, int]]
@@ -49,14 +45,9 @@ def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     ]
 
 
-def neighbours(sizes: Iterable[tuple[int, int]]) -> Groups:
-    """Sequences side by side that have as many tokens, and as many of them updated; see `Unpadding`."""
-    return [(len(list(run)), *size) for size, run in groupby(sizes)]
-
-
-def keeps_padding(lengths: Sequence[int], width: int, call: int) -> bool:
-    """Whether removing padding costs more than it saves. call: what one call costs, in tokens."""
-    return len(lengths) * width - sum(lengths) < call * (len(set(lengths)) - 1)
+def keeps_padding(lengths: Sequence[int], width: int, call_cost: int) -> bool:
+    """Whether removing padding costs more than it saves. call_cost: of one call, in tokens."""
+    return len(lengths) * width - sum(lengths) < call_cost * (len(set(lengths)) - 1)
 
 
 class Layout:
@@ -101,29 +92,30 @@ class Layout:
         table[self.real] = np.arange(self.size)
         return table
 
-    def groups(self) -> Groups:
-        """As `Unpadding` has them."""
-        if self.padded:
-            return [(*self.real.shape, self.real.shape[1])]
-        return neighbours((n, n) for n in self.lengths.tolist())
-
     def arrays(self, varlen: bool) -> dict[str, np.ndarray]:
         """What the attention needs, as `Unpadding` has it. varlen: whether one call serves all lengths."""
         found = {"first": self.first}
         if self.padded and not self.real.all():
-            found["mask"] = np.where(self.real, np.float32(0), np.float32(-np.inf))[:, None, None]
+            found["mask"] = self.real[:, None, None]
         elif varlen:
             counts = [self.lengths, np.ones_like(self.lengths)]
             found["ends"] = np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))).astype(np.int32)
         return found
 
 
+def groups_of(read: Layout, updated: Layout) -> Groups:
+    """As `Unpadding` has them, for tokens that are read and those of them that are updated."""
+    if read.padded and updated.padded:
+        return [(*read.real.shape, updated.real.shape[1])]
+    sizes = zip(read.lengths.tolist(), updated.lengths.tolist(), strict=True)
+    return [(len(list(run)), *size) for size, run in groupby(sizes)]
+
+
 class Step:
     """What follows from lengths when tokens are removed.
 
     Attributes:
-        lengths: (R,) what stays of each row.
-        layout: how that lies.
+        layout: of the tokens that stay.
         gone: how many tokens go.
         tables: by name, on the host and then on the device: those of `layout`, and
             picked         where nothing has to be ranked: the slots that stay, then those that go
@@ -136,7 +128,7 @@ class Step:
     def __init__(self, before: Layout, lengths: Sequence[int], padded: bool, varlen: bool):
         stay = np.asarray(lengths)
         go = before.lengths - stay
-        self.lengths, self.gone = list(lengths), int(go.sum())
+        self.gone = int(go.sum())
         self.layout = Layout(np.arange(max(1, stay.max())) < stay[:, None], padded)
         self.tables: dict[str, Any] = {"bags": go.cumsum() - go, **self.layout.arrays(varlen)}
         if stay.min() == stay.max() == 1:
@@ -173,7 +165,7 @@ class Step:
         scores, grid = scores.detach().float(), tables["scores"]
         if scores.dim() == 1:
             grid.index_copy_(0, tables["cells"], scores)
-        rows = grid[:-1].view(len(self.lengths), -1)
+        rows = grid[:-1].view(len(self.layout.real), -1)
         if scores.dim() == 2:
             rows = torch.where(rows == 0, scores, rows)
         order = rows.argsort(dim=1, descending=True, stable=True)  # of equal scores the earlier stays
@@ -189,13 +181,12 @@ class Unpadding:
     sequences come first, so that sequences of one length are neighbours.
 
     Attributes:
-        shape: (B, T) of the padded batch.
+        shape: (B, T) of the batch, where padding stays.
         groups: neighbours of one length: (how many sequences, tokens of each, of them updated).
         first: (B,) int64, the first real token of each sequence as it lies now.
         index: (N,) int64, each flat token's place in the padded batch, b · T + t.
         back: (B,) int64, which flat sequence is the b-th of the batch; None: they lie in its order.
-        mask: (B, 1, 1, T) for the attention, 0 at real tokens and -∞ elsewhere, or bool, True at real tokens;
-            None where no padding is left.
+        mask: (B, 1, 1, T) bool for the attention, True at real tokens; None where no padding is left.
         ends: (B + 1,) int32, where sequences end, of the tokens that are updated, of those that are read, and
             of one token of each; where one call of the attention serves all lengths (varlen).
         typical: stands for `groups` where it is to be decided what pays, in a graph that leaves sizes free.
@@ -211,16 +202,16 @@ class Unpadding:
     typical: Groups | None = None
 
     @classmethod
-    def of(cls, layout: Layout, tables: dict[str, Tensor], dtype: torch.dtype) -> "Unpadding":
-        """tables: `Layout.arrays` on the device; perhaps `index` and `back`. dtype: of the states."""
-        mask, ends = tables.get("mask"), tables.get("ends")
+    def of(cls, layout: Layout, tables: dict[str, Tensor]) -> "Unpadding":
+        """tables: `Layout.arrays` on the device; perhaps `index` and `back`."""
+        ends = tables.get("ends")
         return cls(
             layout.real.shape,
-            layout.groups(),
+            groups_of(layout, layout),
             tables["first"],
             tables.get("index"),
             tables.get("back"),
-            None if mask is None else mask.to(dtype),
+            tables.get("mask"),
             None if ends is None else (ends[0], ends[0], ends[1]),
         )
 
@@ -233,17 +224,12 @@ class Unpadding:
         """The inverse of `flatten` where padding stays."""
         return states.view(*self.shape, -1)
 
-    def asking(self, layout: Layout, updated: Layout, ends: Tensor | None) -> "Unpadding":
-        """The same tokens to read, of which those of `updated` are updated."""
-        if layout.padded and updated.padded:
-            groups = [(*layout.real.shape, updated.real.shape[1])]
-        else:
-            groups = neighbours(zip(layout.lengths.tolist(), updated.lengths.tolist(), strict=True))
-        if self.ends is not None and ends is not None:
-            return replace(self, groups=groups, ends=(ends[0], *self.ends[1:]))
-        return replace(self, groups=groups)
+    def with_queries(self, read: Layout, updated: Layout, ends: Tensor | None) -> "Unpadding":
+        """The same tokens to read, of which those of `updated` are updated. ends: of those."""
+        both = self.ends if self.ends is None or ends is None else (ends[0], *self.ends[1:])
+        return replace(self, groups=groups_of(read, updated), ends=both)
 
-    def asking_first(self) -> "Unpadding":
+    def with_first_as_query(self) -> "Unpadding":
         """The same tokens to read, of which one of each sequence is updated."""
 
         def alone(groups: Groups) -> Groups:

@@ -35,24 +35,24 @@ def test_flops_and_token_layers_are_those_of_what_runs(berts):
     batch, config = batch_of([20, 20, 10]), berts.dense.config
     head = 3 * bert_head(config)
     stock = variant_of(berts.stock, [batch])
-    assert stock.flops == 3 * 6 * bert_layer(config, 20) + head  # with the padding
+    assert stock.flops == 3 * 6 * bert_layer(config, [(1, 20, 20)]) + head  # with the padding
     assert stock.token_layers == 6 * 50
     dense = variant_of(berts.dense, [batch])
-    assert dense.flops == head + sum(5 * bert_layer(config, n) for n in (20, 20, 10)) + sum(
-        bert_layer(config, n, 1) for n in (20, 20, 10)
+    assert dense.flops == head + sum(5 * bert_layer(config, [(1, n, n)]) for n in (20, 20, 10)) + sum(
+        bert_layer(config, [(1, n, 1)]) for n in (20, 20, 10)
     )
     pruned = berts.pruned(benchmark.schedules["heavy"], STUDENT)  # 0.8 before layer 1, 0.5 before layer 3
     assert variant_of(pruned, [batch]).token_layers == 50 + 2 * (4 + 4 + 2) + 3 * (2 + 2 + 1)
     plain = workloads.with_gains(pruned, FastPaths(unpadding=False, cls_only=False))
     student = 2 * (24 * 64 + 64)  # a multiplication and an addition for each weight
     assert variant_of(plain, [batch]).flops == head + 3 * (
-        bert_layer(config, 20)
+        bert_layer(config, [(1, 20, 20)])
         + 20 * student
         + token_fusion(config.hidden_size)
-        + 2 * bert_layer(config, 4)
+        + 2 * bert_layer(config, [(1, 4, 4)])
         + 4 * student
         + token_fusion(config.hidden_size)
-        + 3 * bert_layer(config, 2)
+        + 3 * bert_layer(config, [(1, 2, 2)])
     )
 
 

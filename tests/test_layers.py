@@ -119,22 +119,22 @@ MASKS = {  # two rows are neither full nor padded on the right
 }
 
 
-def flat_tokens(mask, call=4, rates=(), readable=False):
+def flat_tokens(mask, call_cost=4, rates=(), readable=False):
     """States are their places in the padded batch."""
     real = torch.as_tensor(mask).bool().numpy()
-    ways = Ways(torch.device("cpu"), call, unpad=True, readable=readable, filled=False)
+    ways = Ways(torch.device("cpu"), call_cost, unpad=True, readable=readable, filled=False)
     states = torch.arange(float(real.size)).view(*real.shape, 1)
     return FlatTokens.start(states, real, torch.arange(real.size).view(real.shape), rates, ways)
 
 
 def test_sequences_of_one_length_lie_side_by_side():
     tokens = flat_tokens(MASKS["holes"])
-    assert tokens.lie.groups == [(1, 5, 5), (3, 2, 2)] and tokens.lie.mask is None
+    assert tokens.unpadding.groups == [(1, 5, 5), (3, 2, 2)] and tokens.unpadding.mask is None
     assert tokens.states[:, 0].tolist() == [5, 6, 7, 8, 9, 0, 1, 13, 14, 15, 19]
     assert tokens.ids.tolist() == tokens.states[:, 0].tolist()
     assert tokens.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 0, 1]
     assert torch.equal(tokens.in_batch()[..., 0], torch.arange(20).view(4, 5) * torch.tensor(MASKS["holes"]))
-    first = tokens.lie.in_order(tokens.states[tokens.lie.first])
+    first = tokens.unpadding.in_order(tokens.states[tokens.unpadding.first])
     assert first[:, 0].tolist() == [0, 5, 13, 15]
     grid = tokens.on_grid()
     assert grid.lengths == grid.mask.sum(dim=1).tolist() == [5, 2, 2, 2]
@@ -143,35 +143,35 @@ def test_sequences_of_one_length_lie_side_by_side():
 
 def test_padding_stays_where_removing_it_costs_more():
     tokens = flat_tokens(MASKS["nearly full"])
-    assert tokens.lie.index is None and tokens.lie.groups == [(3, 3, 3)]
-    assert (tokens.lie.mask[:, 0, 0] == 0).int().tolist() == MASKS["nearly full"]
-    assert tokens.lie.first.tolist() == [0, 3, 7]
-    assert flat_tokens(MASKS["nearly full"][:2]).lie.mask is None
-    assert flat_tokens(torch.zeros(2, 40)).lie.index is None  # nothing to lay end to end
+    assert tokens.unpadding.index is None and tokens.unpadding.groups == [(3, 3, 3)]
+    assert tokens.unpadding.mask[:, 0, 0].int().tolist() == MASKS["nearly full"]
+    assert tokens.unpadding.first.tolist() == [0, 3, 7]
+    assert flat_tokens(MASKS["nearly full"][:2]).unpadding.mask is None
+    assert flat_tokens(torch.zeros(2, 40)).unpadding.index is None  # nothing to lay end to end
 
 
 def test_what_is_read_and_what_is_updated():
     """Sequences of 5, 2, 2 and 2 tokens, of which 3, 1, 1 and 1 are updated."""
     tokens = flat_tokens(MASKS["holes"], rates=[0.5], readable=True)
-    kept = tokens.keep(torch.arange(11.0), [3, 1, 1, 1], keep_first=True)
-    assert kept.lie.groups == [(1, 5, 3), (3, 2, 1)]
+    kept = tokens.keep(torch.arange(11.0), [3, 1, 1, 1])
+    assert kept.unpadding.groups == [(1, 5, 3), (3, 2, 1)]
     assert kept.queries.tolist() == [0, 3, 4, 5, 7, 9]
     assert kept.updated().states[:, 0].tolist() == [5, 8, 9, 0, 13, 15]
-    assert [(rows, asked.stop, read.stop) for rows, asked, read in kept.lie.spans()] == [
+    assert [(rows, asked.stop, read.stop) for rows, asked, read in kept.unpadding.spans()] == [
         (1, 3, 5), (3, 6, 11),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("call", [1, 1_000, None])
-def test_flat_tokens_stay_as_padded_ones_do(call):
+@pytest.mark.parametrize("call_cost", [1, 1_000, None])
+def test_flat_tokens_stay_as_padded_ones_do(call_cost):
     """Scores with ties; what a pruner keeps beyond the plan is planned when it is known."""
     mask = torch.arange(9) < torch.tensor([4, 9, 2, 1, 6])[:, None]
     padded = Tokens.start(torch.arange(45.0).view(5, 9, 1), mask, torch.arange(45).view(5, 9))
-    flat = flat_tokens(mask, call, rates=[0.5, 0.5])
+    flat = flat_tokens(mask, call_cost, rates=[0.5, 0.5])
     for lengths in ([2, 5, 1, 1, 3], [2, 4, 1, 1, 1], [1, 1, 1, 1, 1]):
         scores = torch.randint(0, 3, (45,)).float()
         order = flat.trail.start.order
-        flat = flat.keep(scores[flat.ids], [lengths[row] for row in order], keep_first=True)
+        flat = flat.keep(scores[flat.ids], [lengths[row] for row in order])
         padded = padded.keep(scores[padded.ids], lengths, keep_first=True)
         assert torch.equal(flat.trail.kept, padded.kept_positions())
         assert torch.equal(flat.in_batch(), padded.states * padded.mask[..., None])
@@ -202,7 +202,7 @@ def test_the_ways_of_a_gpu_give_the_same(batch, monkeypatch, way, removed_tokens
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         results.append((output.logits, [*(output.kept or ())], gradients))
         if way == "calls are dear":
-            monkeypatch.setattr(layers, "TOKENS_PER_CALL", {})
+            monkeypatch.setattr(layers, "calls_are_dear", lambda _: True)
         else:
             monkeypatch.setattr(layers, "has_varlen", lambda *_: True)
             monkeypatch.setattr(layers, "varlen_attn", of_each)

@@ -82,7 +82,7 @@ def layer():
 
 def test_flops_of_a_layer_are_those_of_its_products(layer):
     count = counted(lambda: layer(torch.randn(1, 23, 64)))
-    assert flops.bert_layer(layer.attention.self.config, 23) == count
+    assert flops.bert_layer(layer.attention.self.config, [(1, 23, 23)]) == count
 
 
 def test_flops_of_a_last_layer_that_only_cls_asks(layer):
@@ -92,9 +92,9 @@ def test_flops_of_a_last_layer_that_only_cls_asks(layer):
     plain = FastPaths(fused_product=False, absorbed=False)
     count = counted(lambda: run_layers([layer], tokens, plain, only_first=True))
     attention = 2 * 2 * 23 * 64  # the counter does not see the fused one
-    assert flops.bert_layer(config, 23, updated=1, absorbed=False) == count + attention
+    assert flops.bert_layer(config, [(1, 23, 1)], absorbed=False) == count + attention
     count = counted(lambda: run_layers([layer], tokens, FastPaths(fused_product=False), only_first=True))
-    assert flops.bert_layer(config, 23, updated=1) == count
+    assert flops.bert_layer(config, [(1, 23, 1)]) == count
 
 
 @pytest.mark.parametrize("method", ["tail", "column mean", "ideal gradients student"])
@@ -110,22 +110,22 @@ def test_flops_of_a_pruned_bert_are_those_of_its_products(batch, method, removed
 @pytest.mark.parametrize("method", ["tail", "ideal gradients student"])
 def test_flops_of_readable_tokens_where_padding_is_filled_in(batch, method, monkeypatch):
     """A GPU without varlen keeps readable tokens on one grid: (rows, read width, updated width)."""
-    monkeypatch.setattr(layers, "TOKENS_PER_CALL", {})
+    monkeypatch.setattr(layers, "calls_are_dear", lambda _: True)
     model = build([0, 0.5, 0], method, removed_tokens="readable")
     model.bert.encoder.fast_paths = FastPaths(fused_product=False, absorbed=False)
     groups, run = [], layers.run_layers
 
     def seen(segment, tokens, *rest):
-        groups.append(tokens.lie.groups)
+        groups.append(tokens.unpadding.groups)
         return run(segment, tokens, *rest)
 
     monkeypatch.setattr("ModifiedModelingBert.run_layers", seen)
     with torch.no_grad():
         model(**batch)
     assert groups == [[(4, 17, 17)], [(4, 17, 9)]]
-    whole = flops.bert_layer_of(model.config, groups[0], absorbed=False)
-    half = flops.bert_layer_of(model.config, groups[1], absorbed=False)
-    last = flops.bert_layer_of(model.config, [(4, 17, 1)], absorbed=False)
+    whole = flops.bert_layer(model.config, groups[0], absorbed=False)
+    half = flops.bert_layer(model.config, groups[1], absorbed=False)
+    last = flops.bert_layer(model.config, [(4, 17, 1)], absorbed=False)
     scores = model.bert.encoder.pruners["1"].flops(1, 4 * 17)
     assert flops.pruned_bert(model, batch) == whole + half + last + scores + 4 * flops.bert_head(model.config)
 
@@ -150,7 +150,10 @@ def test_the_fast_paths_count_the_tokens_that_they_process():
     model = build()
     mask = torch.arange(40) < torch.tensor([[40], [7], [7], [3]])
     config = model.config
-    layers = sum(2 * flops.bert_layer(config, n) + flops.bert_layer(config, n, 1) for n in (40, 7, 7, 3))
+    layers = sum(
+        2 * flops.bert_layer(config, [(1, n, n)]) + flops.bert_layer(config, [(1, n, 1)])
+        for n in (40, 7, 7, 3)
+    )
     assert flops.pruned_bert(model, {"attention_mask": mask.long()}) == layers + 4 * flops.bert_head(config)
 
 
