@@ -53,17 +53,16 @@ save_models = True  # keep each run's model beside its record
 def main() -> None:
     accelerator = devices.pick_device()
     block = settings.Block.read(globals(), settings.BertSettings)
-    names = settings.task_names(task_names, GLUE, block.script)
-    chosen = {name: block.for_task(name) for name in names}  # every value is checked before any work
+    chosen = {name: block.for_task(name) for name in block.task_names()}  # checked before any work
     pretrained = bert.Pretrained.read()
     devices.say(str(pretrained))
 
     experiments = []  # one for each task and seed
-    for data in bert.open_tasks(pretrained, [GLUE[name] for name in names]):
+    for data in bert.open_tasks(pretrained, [GLUE[name] for name in chosen]):
         values = chosen[data.task.name]
         builder = bert.Bert(pretrained, data, values, block.script)
         devices.say(f"Schedule of {data.task.name}: {builder}")
-        experiments += [grid.Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
+        experiments += [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]
 
     for experiment, method in grid.unfinished(experiments):
         trained = experiment.train(method)  # "dense": fine-tuned from bert/; a pruned one: from the dense

@@ -41,9 +41,9 @@ def main() -> None:
     accelerator = devices.pick_device()
     values = settings.Block.read(globals(), settings.LstmSettings).for_task(AGNEWS.name)
 
-    data = caches.open_task("lstm", AGNEWS, "PrepareAgnews4Lstm.py")
-    builder = lstm.Lstm(data, values.target_prune_rate, values.removed_tokens)
-    experiments = [grid.Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
+    data = caches.open_task("lstm", AGNEWS)
+    builder = lstm.Lstm(data, values)
+    experiments = [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]
 
     for experiment in experiments:
         results.record_bag_of_words(experiment)

@@ -41,14 +41,13 @@ save_models = True  # keep each run's model beside its record
 def main() -> None:
     accelerator = devices.pick_device()
     block = settings.Block.read(globals(), settings.LstmGlueSettings)
-    names = settings.task_names(task_names, GLUE, block.script)
-    chosen = {name: block.for_task(name) for name in names}  # every value is checked before any work
+    chosen = {name: block.for_task(name) for name in block.task_names()}  # checked before any work
 
     experiments = []  # one for each task and seed
-    for data in caches.open_tasks("lstm", [GLUE[name] for name in names], "PrepareGlue4Lstm.py"):
+    for data in caches.open_tasks("lstm", [GLUE[name] for name in chosen]):
         values = chosen[data.task.name]
-        builder = lstm.Lstm(data, values.target_prune_rate, values.removed_tokens)
-        experiments += [grid.Experiment(builder, data, values, seed, accelerator) for seed in values.seeds]
+        builder = lstm.Lstm(data, values)
+        experiments += [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]
 
     for experiment in experiments:
         results.record_bag_of_words(experiment)

@@ -24,7 +24,6 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 State = Mapping[str, Tensor]
-PREPARED_BY = "PrepareGlue4Bert.py"
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (  # what a saved model runs elsewhere: these import each other and installed packages
     ROOT / "ModifiedModelingBert.py",
@@ -218,15 +217,16 @@ def open_tasks(pretrained: Pretrained, tasks: Sequence[Task]) -> list[TaskData]:
     Raises UserError if none is prepared, or one was made for another vocabulary or with other settings.
     """
     config, opened = pretrained.config, []
-    for data in caches.open_tasks("bert", tasks, PREPARED_BY):
+    for data in caches.open_tasks("bert", tasks):
         name, length = data.task.name, data.settings["max_length"]
-        again = f"Run: python {PREPARED_BY}"
+        script = caches.script_of("bert", data.task)
+        again = f"Run: python {script}"
         if any(data.settings[k] != v for k, v in bert_folder.tokenizer_settings().items()):
             raise UserError(f"the cache of {name} was made for another casing than bert/'s. {again}")
         if length > config["max_position_embeddings"]:
             raise UserError(
                 f"the cache of {name} has sequences of up to {length} tokens, the BERT in bert/ reads "
-                f"{config['max_position_embeddings']}. Edit max_length in {PREPARED_BY} and run it again"
+                f"{config['max_position_embeddings']}. Edit max_length in {script} and run it again"
             )
         if len(data.vocabulary) > config["vocab_size"]:
             raise UserError(

@@ -191,6 +191,11 @@ def is_current(path: Path, settings: dict[str, Any], sources: dict[str, str]) ->
     return cache.get("settings") == settings and cache.get("fingerprints") == sources
 
 
+def script_of(model: str, task: Task) -> str:
+    """The Prepare script that makes a task's cache for a model."""
+    return f"Prepare{'Agnews' if task.name == 'agnews' else 'Glue'}4{model.title()}.py"
+
+
 @dataclass
 class TaskData:
     """A prepared task: its splits ("train", "dev", …), more of what its cache holds, and the SHA-256 of
@@ -205,41 +210,51 @@ class TaskData:
     fingerprint: str
 
 
-def open_task(model: str, task: Task, prepared_by: str) -> TaskData:
+def open_task(model: str, task: Task) -> TaskData:
     """The task as it was prepared for a model, "bert" or "lstm".
 
-    Raises UserError, which names the script `prepared_by`, if it is missing, damaged, of another task, or
-    older than the data.
+    Raises UserError, which names the script to run, if it is missing, damaged, of another task, or older than
+    the data.
     """
-    path = path_of(model, task.name)
-    cache = load(path, prepared_by)
+    path, script = path_of(model, task.name), script_of(model, task)
+    cache = load(path, script)
     try:
-        splits = {name: EXAMPLES[model].from_columns(part) for name, part in cache["splits"].items()}
-        whole = (cache["task"], cache["model"]) == (task.name, model) and {*splits} == {*task.files}
-        whole = whole and cache["fingerprints"].items() >= fingerprint_of_entry(task).items()
-        sound = whole and all(_is_sound(part, task, len(cache["vocabulary"])) for part in splits.values())
-        check_sources(cache, path, prepared_by)
-        made_from = {name: cache[name] for name in ("task", "model", "settings", "fingerprints")}
-        digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-        details = {name: cache[name] for name in ("vocabulary", "counts", "settings", "sample")}
-        sound = sound and cache["counts"].shape == (len(cache["vocabulary"]),)
+        check_sources(cache, path, script)
+        return _task_data(cache, model, task)
     except (LookupError, TypeError, AttributeError, ValueError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path} does not hold {task.name} for this version. Run: python {prepared_by}")
+        again = f"Run: python {script}"
+        raise UserError(f"{path} does not hold {task.name} for this version. {again}") from None
+
+
+def _task_data(cache: dict[str, Any], model: str, task: Task) -> TaskData:
+    """What a cache holds. Raises LookupError, TypeError, AttributeError or ValueError for other contents."""
+    splits = {name: EXAMPLES[model].from_columns(part) for name, part in cache["splits"].items()}
+    size = len(cache["vocabulary"])
+    if not (
+        (cache["task"], cache["model"]) == (task.name, model)
+        and splits.keys() == task.files.keys()
+        and cache["fingerprints"].items() >= fingerprint_of_entry(task).items()
+        and all(_is_sound(part, task, size) for part in splits.values())
+        and cache["counts"].shape == (size,)
+    ):
+        raise ValueError
+    made_from = {name: cache[name] for name in ("task", "model", "settings", "fingerprints")}
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    details = {name: cache[name] for name in ("vocabulary", "counts", "settings", "sample")}
     return TaskData(task, splits, fingerprint=digest, **details)
 
 
-def open_tasks(model: str, tasks: Sequence[Task], prepared_by: str) -> list[TaskData]:
+def open_tasks(model: str, tasks: Sequence[Task]) -> list[TaskData]:
     """Every task that is prepared; prints a line for one that is not. Raises UserError if none is."""
     opened = []
     for task in tasks:
         if path_of(model, task.name).exists():
-            opened.append(open_task(model, task, prepared_by))
+            opened.append(open_task(model, task))
         else:
             say(f"{task.name}: skipped, it is not prepared (no {path_of(model, task.name)})")
     if not opened:
-        raise UserError(f"no task is prepared in {(CACHE / model).absolute()}. Run: python {prepared_by}")
+        again = f"Run: python {script_of(model, tasks[0])}"
+        raise UserError(f"no task is prepared in {(CACHE / model).absolute()}. {again}")
     return opened
 
 

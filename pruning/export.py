@@ -26,7 +26,7 @@ from pruning.caches import whole_file
 from pruning.errors import UserError, run_script
 from pruning.graphs import GRAPHS
 from pruning.saved import SavedModel
-from pruning.tasks import AGNEWS, TASKS
+from pruning.tasks import TASKS
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 20  # the first that has GELU
@@ -235,7 +235,7 @@ def _compared(kept: SavedModel, paths: Sequence[Path]) -> list[str]:
     prepared = caches.path_of(kind, task.name)
     if not prepared.exists():
         return [f"Not compared with PyTorch: {task.name} is not prepared ({prepared})"]
-    data = caches.open_task(kind, task, f"Prepare{'Agnews' if task is AGNEWS else 'Glue'}4{kind.title()}.py")
+    data = caches.open_task(kind, task)
     if data.vocabulary != kept.vocabulary:
         return [f"Not compared with PyTorch: {prepared} was prepared with another vocabulary"]
     lines = []

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from pruning import batches, caches, devices, distillation, methods, records, saved, teachers, training
 from pruning.batches import Examples, Ragged
 from pruning.bert import Bert
-from pruning.caches import TaskData
 from pruning.distillation import DistillationSet
 from pruning.lstm import Lstm
 from pruning.records import BAG_OF_WORDS, DENSE
@@ -48,11 +47,9 @@ class Experiment:
     """One task and seed. `train_examples` are the rows that every model of it learns from; `key_fields`
     everything that decides the outcome of the dense one; `settings` those of the task."""
 
-    def __init__(
-        self, builder: Bert | Lstm, data: TaskData, settings: Any, seed: int, accelerator: Accelerator
-    ):
-        self.builder, self.data, self.settings, self.seed = builder, data, settings, seed
-        self.accelerator = accelerator
+    def __init__(self, builder: Bert | Lstm, settings: Any, seed: int, accelerator: Accelerator):
+        self.builder, self.data, self.settings, self.seed = builder, builder.data, settings, seed
+        self.accelerator, data = accelerator, builder.data
         self.train_examples = batches.subset(data.splits["train"], settings.training_rows)
         self.dense_arguments = Arguments.of_dense(settings)
         self.pruned_arguments = Arguments.of_pruned(settings)
@@ -70,7 +67,6 @@ class Experiment:
         self.evaluating: Any = {"batch_size": settings.evaluation_batch_size, "device": accelerator.device}
         name = f"{data.task.name}-seed{seed}"
         self.store = Store(caches.CACHE / builder.name.lower(), name, accelerator.is_main_process)
-        self.training_seconds = 0.0  # of the latest `fit`; of processor time, as those of the store
         self._dense: Any = None
         self._distillation_set: DistillationSet | None = None
 
@@ -112,7 +108,8 @@ class Experiment:
         return self._dense
 
     def fields_of_dense(self) -> dict[str, Any]:
-        """Everything that decides what is made with the dense model: a GPU does not train it twice alike."""
+        """What decides whatever is made with the dense model: its weights too, for a GPU does not train it
+        twice alike."""
         weights = training.state_on_cpu(self.dense())
         return {**self.key_fields, "weights": caches.fingerprint_of_tensors(weights)}
 
@@ -126,7 +123,7 @@ class Experiment:
         if kept is None or "curve" not in kept:  # earlier versions kept the weights alone
             model, curve = fine_tune(self)
             kept = {"state": training.state_on_cpu(model), "curve": curve}
-            self.store.keep("dense", self.key_fields, kept, self.training_seconds)
+            self.store.keep("dense", self.key_fields, kept, self.store.seconds["training"])
         else:
             model = self.builder.build(None, self.seed, kept["state"]).to(self.accelerator.device)
         self._dense = model.eval()
@@ -151,7 +148,7 @@ class Experiment:
         title, started = f"{self.data.task.name}, {name}, seed {self.seed}", time.process_time()
         common = {"seed": self.seed, "accelerator": self.accelerator, "rates_at": rates_at}
         curve = training.train(model, data, arguments, name=title, **common)
-        self.training_seconds = time.process_time() - started
+        self.store.seconds["training"] = time.process_time() - started
         return curve
 
     def distillation_set(self) -> DistillationSet:
@@ -221,9 +218,9 @@ def is_finished(experiment: Experiment, method: Method) -> bool:
     """Whether a run left all that it has to leave."""
     folder = experiment.folder_of(method)
     record = records.read(folder)
-    if record is None or not experiment.saves(method):
-        return record is not None
-    return saved.is_whole(folder, record.get("model_files"))
+    if record is None:
+        return False
+    return not experiment.saves(method) or saved.is_whole(folder, record.get("model_files"))
 
 
 def unfinished(experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, Method]]:

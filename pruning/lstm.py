@@ -22,6 +22,7 @@ from pruning import methods
 from pruning.batches import Examples, LstmExamples, Ragged
 from pruning.caches import TaskData
 from pruning.lstm_model import PrunedLstmClassifier
+from pruning.settings import LstmSettings
 from pruning.tasks import Rows
 from pruning.teachers import LSTM_TEACHERS, Place
 
@@ -54,12 +55,12 @@ class Lstm:
     sentences = staticmethod(sentences)
     method_name = staticmethod(str)  # in records and tables
 
-    def __init__(self, data: TaskData, target_prune_rate: float, removed_tokens: str):
-        self.data, self.rate, self.removed_tokens = data, target_prune_rate, removed_tokens
+    def __init__(self, data: TaskData, settings: LstmSettings):
+        self.data, self.rate, self.removed_tokens = data, settings.target_prune_rate, settings.removed_tokens
         self.is_pair = data.task.kind == "pair"
         self.key_fields: dict[str, Any] = {}
-        self.pruning_fields = {"pruning": target_prune_rate, "removed_tokens": removed_tokens}
-        self.pruning_text = f"{target_prune_rate}, {removed_tokens}"
+        self.pruning_fields = {"pruning": self.rate, "removed_tokens": self.removed_tokens}
+        self.pruning_text = f"{self.rate}, {self.removed_tokens}"
 
     def build(self, method: Any, seed: int, state: dict[str, Tensor] | None = None) -> PrunedLstmClassifier:
         """A model for the task: dense for no method; fresh, or from the `state` of a dense one."""

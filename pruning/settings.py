@@ -4,7 +4,7 @@ A setting is one value for all tasks, or `{task: value, "other": value}`.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_origin
 
@@ -87,7 +87,7 @@ class Training(Strict):
 
 
 class GlueTasks(BaseModel):
-    task_names: list[str] | None  # see the function of this name
+    task_names: list[str] | None  # see `Block.task_names`
 
 
 class Reports(BaseModel):
@@ -157,6 +157,22 @@ class Block(Generic[S]):
             raise UserError(f"{script} has no setting {missing[0]}: add it to the block at the top")
         return cls(script, kind, {name: module[name] for name in known})
 
+    def task_names(self) -> list[str]:
+        """The GLUE tasks of the setting `task_names`, None being all. Raises UserError for another name, or
+        none."""
+        names, place = self.values["task_names"], f"task_names in {self.script}"
+        if names is None:
+            return list(tasks.GLUE)
+        if not isinstance(names, list) or not names:
+            raise UserError(f"{place}: it should be a list of tasks, or None for all; it is {_short(names)}")
+        for i, name in enumerate(names):
+            if not isinstance(name, str) or name not in tasks.GLUE:
+                known = ", ".join(tasks.GLUE)
+                raise UserError(f"{place}: there is no task {_short(name)}; known are: {known}")
+            if name in names[:i]:
+                raise UserError(f"{place} names {name} twice")
+        return names
+
     def for_task(self, task: str) -> S:
         """The settings of one task. Raises UserError for a value that cannot work."""
         fields = self.kind.model_fields
@@ -187,18 +203,3 @@ class Block(Generic[S]):
 
 def _short(value: Any) -> str:
     return textwrap.shorten(repr(value), 200, placeholder=" …")
-
-
-def task_names(names: Sequence[str] | None, known: Mapping[str, tasks.Task], script: str) -> list[str]:
-    """The tasks of a setting `task_names`; None: all. Raises UserError for another name, or none at all."""
-    if names is None:
-        return list(known)
-    place = f"task_names in {script}"
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{place}: it should be a list of tasks, or None for all; it is {_short(names)}")
-    for i, name in enumerate(names):
-        if not isinstance(name, str) or name not in known:
-            raise UserError(f"{place}: there is no task {_short(name)}; known are: {', '.join(known)}")
-        if name in names[:i]:
-            raise UserError(f"{place} names {name} twice")
-    return names

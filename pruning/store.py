@@ -22,8 +22,8 @@ class Store:
         folder: cache/<model>.
         name: that of task and seed.
         writes: whether this process is the one that writes.
-        seconds: kind → what the latest content that was asked for took to make, in seconds of processor time,
-            all threads together.
+        seconds: kind → processor seconds, of all threads, that the latest content of this kind took to make;
+            "training": those of the latest training.
     """
 
     folder: Path

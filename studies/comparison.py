@@ -146,8 +146,9 @@ def all_pieces() -> list[Piece]:
     block = settings.Block.read(globals(), Settings)
     accelerator = devices.pick_device(in_several_processes=False)
     pretrained = bert.Pretrained.read()
-    names = settings.task_names(task_names, GLUE, block.script)
-    pieces = [piece for name in names for piece in pieces_of(name, block, pretrained, accelerator)]
+    pieces = [
+        piece for name in block.task_names() for piece in pieces_of(name, block, pretrained, accelerator)
+    ]
     return sorted(pieces, key=lambda piece: piece.experiment.seed)
 
 
@@ -161,9 +162,8 @@ def pieces_of(
         if unknown := changed.keys() - Settings.model_fields:
             raise UserError(f"lines in {block.script}, {name}: {min(unknown)} is no setting")
         values: Any = replace(block, values=block.values | changed).for_task(task)
-        experiment = Experiment(
-            bert.Bert(pretrained, data, values, block.script), data, values, seed, accelerator
-        )
+        builder = bert.Bert(pretrained, data, values, block.script)
+        experiment = Experiment(builder, values, seed, accelerator)
         [method, *others] = values.pruning_methods or [name]
         if others:
             raise UserError(f"pruning_methods in {block.script}, {name}: a line has one method")
@@ -191,9 +191,9 @@ def finish(piece: Piece) -> None:
         started = time.time()
         model, curve = train(piece)
         content = judged(experiment, model)
-        seconds = experiment.store.seconds | {"training": experiment.training_seconds}
+        seconds = experiment.store.seconds
         if piece.name == DENSE:
-            seconds = {"training": seconds[DENSE]}
+            seconds = {"training": seconds["dense"]}
         content |= {"schedule": piece.budget, "processor_seconds": seconds, "loss_curve": curve}
         write(STUDY, experiment, piece.fields, started, content)
 

@@ -174,7 +174,7 @@ class Study:
             if DENSE not in models:
                 print(f"\nNo trained models: {Path().absolute()} has no dense one of {task.name}.")
                 return
-            data = caches.open_task("bert", task, "PrepareGlue4Bert.py")
+            data = caches.open_task("bert", task)
             examples = data.splits[task.dev_splits[0]]
             inputs = [(task.name, size, examples) for size in chosen.trained_batch_sizes]
             self.time_models("trained", models, inputs, partial(judge, task=task, examples=examples))

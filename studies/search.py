@@ -230,13 +230,12 @@ def report(supernets: list[Supernet], points: Points, front: list[Schedule], hea
 def main() -> None:
     started, accelerator = time.time(), devices.pick_device(in_several_processes=False)
     block = settings.Block.read(globals(), Settings)
-    names = settings.task_names(task_names, GLUE, block.script)
-    chosen = {name: block.for_task(name) for name in names}
+    chosen = {name: block.for_task(name) for name in block.task_names()}
     if methods.is_upper_bound(pruning_method):
         raise UserError(f"pruning_method in {block.script}: {pruning_method!r} cannot be deployed")
     pretrained = bert.Pretrained.read()
     experiments = []
-    for data in bert.open_tasks(pretrained, [GLUE[name] for name in names]):
+    for data in bert.open_tasks(pretrained, [GLUE[name] for name in chosen]):
         values, rows = chosen[data.task.name], len(data.splits["train"])
         if values.training_rows is None or values.training_rows >= rows:
             raise UserError(
@@ -248,7 +247,7 @@ def main() -> None:
             update={"pruning_schedule": everywhere, "pruning_methods": [pruning_method]}
         )
         builder = bert.Bert(pretrained, data, changed, block.script)
-        experiments.append(Experiment(builder, data, values, values.seeds[0], accelerator))
+        experiments.append(Experiment(builder, values, values.seeds[0], accelerator))
     supernets = [Supernet(experiment) for experiment in experiments]
     points, front = search(supernets)
     precision = devices.precision_name(accelerator)

@@ -56,7 +56,7 @@ def experiment(**changes):
     values, pretrained = block.for_task("sst-2"), bert.Pretrained.read()
     [data] = bert.open_tasks(pretrained, [GLUE["sst-2"]])
     builder = bert.Bert(pretrained, data, values, block.script)
-    return grid.Experiment(builder, data, values, 0, devices.pick_device())
+    return grid.Experiment(builder, values, 0, devices.pick_device())
 
 
 def without_times(record):

@@ -152,9 +152,9 @@ def in_tmp(tmp_path, monkeypatch):
 def refused(task="mrpc", model="bert"):
     """What `open_task` says, and `is_current` agrees that the cache is to be made again."""
     with pytest.raises(UserError) as caught:
-        caches.open_task(model, GLUE[task], "Prepare.py")
+        caches.open_task(model, GLUE[task])
     message = str(caught.value)
-    assert "\n" not in message and message.endswith("Run: python Prepare.py")
+    assert "\n" not in message and message.endswith(f"Run: python PrepareGlue4{model.title()}.py")
     return message
 
 
@@ -162,7 +162,7 @@ def refused(task="mrpc", model="bert"):
 def test_a_prepared_task_comes_back_as_it_was(in_tmp, model):
     written = prepared(model)
     caches.save(caches.path_of(model, "mrpc"), written)
-    data = caches.open_task(model, GLUE["mrpc"], "Prepare.py")
+    data = caches.open_task(model, GLUE["mrpc"])
     assert data.task is GLUE["mrpc"] and list(data.splits) == ["train", "dev"]
     for name, tensor in data.splits["dev"].to_columns().items():
         assert torch.equal(tensor, written["splits"]["dev"][name])
@@ -171,10 +171,10 @@ def test_a_prepared_task_comes_back_as_it_was(in_tmp, model):
         {"max_length": 128},
         False,
     )
-    again = caches.open_task(model, GLUE["mrpc"], "Prepare.py").fingerprint
+    again = caches.open_task(model, GLUE["mrpc"]).fingerprint
     assert again == data.fingerprint
     caches.save(caches.path_of(model, "mrpc"), written | {"settings": {"max_length": 64}})
-    assert caches.open_task(model, GLUE["mrpc"], "Prepare.py").fingerprint != again
+    assert caches.open_task(model, GLUE["mrpc"]).fingerprint != again
 
 
 @pytest.mark.parametrize("place", [*(i / 20 for i in range(20)), 32, 33, 97, -1])

@@ -25,8 +25,6 @@ from pruning.settings import BertSettings, LstmGlueSettings, LstmSettings
 from pruning.store import Store
 from pruning.tasks import AGNEWS, GLUE
 
-PREPARE = "Prepare.py"
-
 
 def cases(count):
     """The same examples on every machine."""
@@ -81,8 +79,10 @@ def test_a_damaged_task_is_refused_in_a_sentence_that_names_the_script(in_tmp, m
         return
     assert not caches.is_current(path, written["settings"], written["fingerprints"])
     with pytest.raises(UserError) as error:
-        caches.open_task(model, GLUE["mrpc"], PREPARE)
-    assert sentence_of(error.value).endswith(f"Run: python {PREPARE}") and str(path) in str(error.value)
+        caches.open_task(model, GLUE["mrpc"])
+    assert sentence_of(error.value).endswith(f"Run: python PrepareGlue4{model.title()}.py") and str(
+        path
+    ) in str(error.value)
 
 
 KEPT = {  # what a runner keeps
@@ -130,9 +130,9 @@ def open_or_refuse(model, written):
     """Opens a cache, and makes a batch of it, unless it is refused in a sentence that names the script."""
     caches.save(caches.path_of(model, "mrpc"), written)
     try:
-        data = caches.open_task(model, GLUE["mrpc"], PREPARE)
+        data = caches.open_task(model, GLUE["mrpc"])
     except UserError as error:
-        assert sentence_of(error).endswith(f"Run: python {PREPARE}")
+        assert sentence_of(error).endswith(f"Run: python PrepareGlue4{model.title()}.py")
         return
     assert len(data.counts) == len(data.vocabulary) and len(data.fingerprint) == 64
     for examples in data.splits.values():

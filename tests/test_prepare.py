@@ -292,13 +292,13 @@ def test_an_edited_entry_of_the_table_makes_a_cache_stale(full_world, monkeypatc
     with pytest.raises(
         UserError, match=r"does not hold sst-2 for this version\. Run: python PrepareGlue4Bert"
     ):
-        caches.open_task("bert", edited, "PrepareGlue4Bert.py")
+        caches.open_task("bert", edited)
     capsys.readouterr()
     PrepareGlue4Bert.main()
     printed = capsys.readouterr().out
     assert "sst-2: written to" in printed and "mrpc: cache/bert/mrpc.pt is up to date" in printed
     assert load(full_world / "cache/bert/sst-2.pt")[1]["train"].labels[:3].tolist() == [1, 0, 1]
-    assert caches.open_task("bert", edited, "PrepareGlue4Bert.py").task is edited
+    assert caches.open_task("bert", edited).task is edited
 
 
 def test_broken_rows_of_parquet_are_shown_with_their_number(full_world, capsys):

@@ -11,7 +11,7 @@ import RunLstm4Agnews
 import RunLstm4Glue
 from pruning import methods, schedules, training
 from pruning.errors import UserError
-from pruning.settings import BertSettings, Block, LstmGlueSettings, LstmSettings, task_names
+from pruning.settings import BertSettings, Block, LstmGlueSettings, LstmSettings
 from pruning.tasks import GLUE
 
 KINDS = {
@@ -252,15 +252,19 @@ def test_a_long_value_is_shortened():
 # --- Tasks -----------------------------------------------------------------------------------
 
 
+def task_names_of(value):
+    return Block.read(vars(RunBert4Glue) | {"task_names": value}, BertSettings).task_names()
+
+
 def test_task_names():
-    assert task_names(None, GLUE, "x.py") == list(GLUE)
-    assert task_names(["sst-2", "cola"], GLUE, "x.py") == ["sst-2", "cola"]
+    assert task_names_of(None) == list(GLUE)
+    assert task_names_of(["sst-2", "cola"]) == ["sst-2", "cola"]
 
 
 @pytest.mark.parametrize("value", ["sst-2", [], (), ("sst-2",), {"sst-2"}, {"sst-2": 1}, 0, True])
 def test_task_names_are_a_list(value):
     with pytest.raises(UserError) as error:
-        task_names(value, GLUE, "RunBert4Glue.py")
+        task_names_of(value)
     check_sentence(
         error, "task_names in RunBert4Glue.py: it should be a list of tasks, or None for all; it is "
     )
@@ -269,7 +273,7 @@ def test_task_names_are_a_list(value):
 @pytest.mark.parametrize("value", [["sst2"], ["sst-2", "agnews"], [0], [None], [["sst-2"]], [{}]])
 def test_an_unknown_task_is_named(value):
     with pytest.raises(UserError) as error:
-        task_names(value, GLUE, "RunBert4Glue.py")
+        task_names_of(value)
     check_sentence(
         error, f"task_names in RunBert4Glue.py: there is no task {value[-1]!r}; known are: cola, sst-2"
     )
@@ -277,7 +281,7 @@ def test_an_unknown_task_is_named(value):
 
 def test_a_task_is_named_once():
     with pytest.raises(UserError, match=r"task_names in RunBert4Glue\.py names cola twice"):
-        task_names(["cola", "sst-2", "cola"], GLUE, "RunBert4Glue.py")
+        task_names_of(["cola", "sst-2", "cola"])
 
 
 # --- In main() -------------------------------------------------------------------------------
