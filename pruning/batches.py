@@ -226,6 +226,13 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
     return moved
 
 
+def on_device(
+    examples: Examples, groups: Sequence[Tensor], device: torch.device, width: int | None = None
+) -> list[dict[str, Any]]:
+    """A model's arguments for each group of rows, padded to the longest of it or to `width`."""
+    return [to_device(examples.batch(rows, width), device) for rows in groups]
+
+
 def _totals(counts: Any) -> Tensor:
     """(n,) counts or booleans to (n + 1,) int64: the sum of those before each one, and of all."""
     return nn.functional.pad(torch.as_tensor(counts, dtype=torch.int64).cumsum(0), (1, 0))

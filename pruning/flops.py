@@ -7,7 +7,7 @@ sees padding too. (PyTorch's own counter reports 0 for fused attention on a CPU 
 H units, I units of the feed-forward, n tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -121,9 +121,13 @@ def _sentences(model: Any, mask: Tensor) -> int:
     return recurrence + model.pruner.flops(rows, width) + fusion
 
 
-# Type of a model → its FLOPs on a batch
 FORMULAS: dict[type, Callable[[Any, Batch], int]] = {
     BertForSequenceClassification: stock_bert,
     PrunedBertForSequenceClassification: pruned_bert,
     PrunedLstmClassifier: pruned_lstm,
 }
+
+
+def of(model: Any, inputs: Iterable[Batch]) -> int:
+    """A model's on batches, by the formula of its type."""
+    return sum(FORMULAS[type(model)](model, batch) for batch in inputs)

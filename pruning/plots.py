@@ -14,7 +14,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from pruning.caches import whole_file
-from pruning.methods import is_teacher
 from pruning.records import BAG_OF_WORDS, DENSE, RECORDS
 
 MARKERS = "osD^vP*X<>hp"
@@ -43,7 +42,8 @@ def write_plots(model: str, task: str, found: list[dict[str, Any]]) -> None:
 
 
 def _metric_against_kept(axes: Any, found: list[dict[str, Any]], colours: dict[str, Any]) -> None:
-    """Teachers are hollow."""
+    """Upper bounds are hollow."""
+    bounds = {record["method"] for record in found if record["untimed"]}
     by_method: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for record in found:
         split = record["splits"]["dev"]
@@ -54,7 +54,7 @@ def _metric_against_kept(axes: Any, found: list[dict[str, Any]], colours: dict[s
         if method in LINES:
             _level(axes, [value for _, value in points], method, LINES[method])
             continue
-        hollow, marker = is_teacher(method), MARKERS[list(colours).index(method) % len(MARKERS)]
+        hollow, marker = method in bounds, MARKERS[list(colours).index(method) % len(MARKERS)]
         face = "none" if hollow else colours[method]
         style = {"color": colours[method], "marker": marker, "markerfacecolor": face, "linestyle": "none"}
         label = f"{method} (upper bound)" if hollow else method

@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pruning import batches, devices, lstm, metrics, pages, plots, records, saved, timing, training
+from pruning import batches, devices, flops, lstm, metrics, pages, plots, records, saved, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError
-from pruning.flops import FORMULAS
 from pruning.grid import Experiment, Method, Trained, methods_of
 from pruning.methods import is_upper_bound
 from pruning.records import BAG_OF_WORDS, DENSE
@@ -108,9 +108,9 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
         model, width = timed[id(models[name])], None
         if "padded" in name:  # at least to the longest sentence; all others as wide as a batch needs
             width = max(timing.PADDED, *(int(part.lengths.max()) for part in examples.sentences()))
-        inputs = [batches.to_device(examples.batch(rows, width), device) for rows in groups]
-        operations = sum(FORMULAS[type(model)](model, batch) for batch in inputs)
-        return Variant(lambda: [model(**batch).logits for batch in inputs], sum(map(len, groups)), operations)
+        inputs = batches.on_device(examples, groups, device, width)
+        run = partial(timing.pass_over, model, inputs)
+        return Variant(run, sum(map(len, groups)), flops.of(model, inputs))
 
     def measured(groups: Sequence[Tensor]) -> dict[str, dict[str, Any]]:
         variants = {name: variant(name, groups) for name in models}

@@ -7,7 +7,7 @@ slow for all of them.
 import copy
 import statistics
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +29,12 @@ class Variant:
     examples: int
     flops: int | None = None  # by formula, as executed; None where they are not counted
     token_layers: float | None = None  # real tokens processed, summed over the layers; None as above
+
+
+def pass_over(model: Any, inputs: Iterable[dict[str, Any]]) -> None:
+    """The work that is timed. inputs: a model's arguments, batch by batch."""
+    for batch in inputs:
+        model(**batch)
 
 
 def synchronize(device: torch.device) -> None:

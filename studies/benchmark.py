@@ -57,16 +57,19 @@ dense LSTM). The bound is what FLOPs promise against ours dense, the share of it
 """
 
 
-def check_name(value: str, names: Collection[str]) -> str:
-    """Raises ValueError for a name that is not known; lengths may also be a number."""
-    is_number = value.isdigit() and 1 < int(value) <= MOST_TOKENS
-    if value not in names and not (names is workloads.LENGTHS and is_number):
-        raise ValueError(f"unknown name {value!r}; known are: {', '.join(names)}")
-    return value
+def known(names: Collection[str], most: int = 0) -> AfterValidator:
+    """Checks that a value is one of these names, or a number from 2 to `most`."""
+
+    def check(value: str) -> str:
+        if value not in names and not (value.isdigit() and 1 < int(value) <= most):
+            raise ValueError(f"unknown name {value!r}; known are: {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
 
 
-def _known(names: Collection[str]) -> AfterValidator:
-    return AfterValidator(lambda values: [check_name(value, names) for value in values])
+Shape = Annotated[str, known(workloads.SHAPES)]
+Lengths = Annotated[str, known(workloads.LENGTHS, MOST_TOKENS)]
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:
@@ -78,11 +81,11 @@ def _complete(values: dict[str, Any]) -> dict[str, Any]:
 class BenchmarkSettings(settings.Strict):
     """The block above."""
 
-    bert_shapes: Annotated[list[str], _known(workloads.SHAPES)]
-    lengths_of: Annotated[list[str], _known(workloads.LENGTHS)]
+    bert_shapes: list[Shape]
+    lengths_of: list[Lengths]
     batch_sizes: list[Count]
     schedules: Annotated[dict[str, list[tuple[Share, Share]]], AfterValidator(_complete)]
-    pruning_methods: Annotated[list[str], _known(TIMED)]
+    pruning_methods: list[Annotated[str, known(TIMED)]]
     lstm_batch_sizes: list[Count]
     lstm_rates: Annotated[list[Share], Field(min_length=1)]
     tokens_a_pass: Count

@@ -256,8 +256,7 @@ def counted(experiment: Experiment, model: Any) -> int:
     """FLOPs of the dev set, as executed."""
     examples, size = experiment.data.splits["dev"], experiment.settings.evaluation_batch_size
     groups = batches.sorted_batches(examples.lengths, size)
-    inputs = (batches.to_device(examples.batch(rows), experiment.accelerator.device) for rows in groups)
-    return sum(flops.pruned_bert(model, batch) for batch in inputs)
+    return flops.of(model, batches.on_device(examples, groups, experiment.accelerator.device))
 
 
 # --- The clock ---------------------------------------------------------------------------------
@@ -284,19 +283,14 @@ def timed(pieces: list[Piece]) -> Record:
     rows: Record = {}
     for size in BATCHES:
         groups = batches.sorted_batches(examples.lengths, size)
-        inputs = [batches.to_device(examples.batch(part), device) for part in groups]
+        inputs = batches.on_device(examples, groups, device)
         variants = {
-            name: timing.Variant(partial(pass_over, model, inputs), len(examples))
+            name: timing.Variant(partial(timing.pass_over, model, inputs), len(examples))
             for name, model in models.items()
         }
         common: Any = {"device": device, "passes": PASSES}
         rows[str(size)] = timing.measure(variants, fair=[STOCK], dense=DENSE, **common)
     return write(STUDY, experiment, fields, started, {"timings": rows})
-
-
-def pass_over(model: Any, inputs: list[dict[str, Any]]) -> None:
-    for batch in inputs:
-        model(**batch)
 
 
 # --- A run -------------------------------------------------------------------------------------

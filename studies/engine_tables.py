@@ -1,14 +1,16 @@
 """The tables of studies/engines.py, made from its record. What a cell holds is said there."""
 
+from typing import Any
+
 from studies.comparison_tables import Record, Table
 
 STOCK, DENSE, PLAIN = "stock transformers", "dense", "PyTorch fp32"
 MOST_LOST = 0.005  # of the metric, more than which an engine in bf16 or int8 is pointed at
 
 
-def cell_of(record: Record, kind: str, lengths: str, batch_size: int) -> Record:
-    wanted = {"kind": kind, "lengths": lengths, "batch_size": batch_size}
-    return next(cell for cell in record["cells"] if wanted.items() <= cell.items())
+def cells_of(record: Record, **wanted: Any) -> list[Record]:
+    """The cells that have all these fields."""
+    return [cell for cell in record["cells"] if wanted.items() <= cell.items()]
 
 
 def engines_of(rows: dict[str, dict[str, Record]]) -> list[str]:
@@ -45,9 +47,8 @@ def clock_table(cell: Record) -> Table:
 
 def trained_table(record: Record) -> Table:
     """One row for each trained model: its metric in each engine, and its fastest engine by batch size."""
-    cells = [cell for cell in record["cells"] if cell["kind"] == "trained"]
-    judged = record["judged"]
-    engines = list(dict.fromkeys(engine for by_engine in judged.values() for engine in by_engine))
+    cells, judged = cells_of(record, kind="trained"), record["judged"]
+    engines = engines_of(judged)
     table = []
     for model, by_engine in judged.items():
         plain = by_engine[PLAIN]["metric"]
@@ -85,6 +86,5 @@ def points_of(record: Record) -> dict[str, list[tuple[str, str, float, float]]]:
             if model in record["judged"]
             for engine, ms in milliseconds(cell["rows"], model).items()
         ]
-        for cell in record["cells"]
-        if cell["kind"] == "trained"
+        for cell in cells_of(record, kind="trained")
     }

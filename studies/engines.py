@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from pruning import agreement, batches, bert, caches, devices, export, metrics, plots, records, saved, timing
 from pruning.agreement import Run
@@ -33,7 +33,7 @@ from pruning.settings import OTHER, Block, Count, Share, Strict
 from pruning.tasks import GLUE
 from pruning.timing import Variant
 from studies import workloads
-from studies.benchmark import check_name, write_run
+from studies.benchmark import Lengths, Shape, known, write_run
 from studies.engine_tables import DENSE, PLAIN, STOCK, clock_table, points_of, trained_table
 from studies.tables import RECIPE
 from studies.workloads import Berts
@@ -66,9 +66,6 @@ the same engine. In every dense model but stock the last layer computes [CLS] al
 engine's, against stock and against the fastest dense model in any engine.
 """
 
-Shape = Annotated[str, AfterValidator(partial(check_name, names=workloads.SHAPES))]
-Lengths = Annotated[str, AfterValidator(partial(check_name, names=workloads.LENGTHS))]
-GlueTask = Annotated[str, AfterValidator(partial(check_name, names=GLUE))]
 Batched = tuple[str, int, Examples]  # name of the lengths, batch size, what the batches are taken from
 Builders = dict[str, Callable[[], Any]]  # name → what makes a model; the dense one first
 
@@ -81,7 +78,7 @@ class EngineSettings(Strict):
     whole_layers: list[Count]
     cuts: list[tuple[Count, Count | None]]
     schedules: dict[str, list[tuple[Share, Share]]]
-    trained_task: GlueTask | None
+    trained_task: Annotated[str, known(GLUE)] | None
     trained_in: str
     trained_batch_sizes: list[Count]
     tokens_a_pass: Count
@@ -135,7 +132,7 @@ def variants_of(loaded: Loaded, examples: Examples, groups: Sequence[torch.Tenso
     }
 
 
-def judge(loaded: Loaded, task: Any, examples: Examples) -> dict[str, dict[str, Any]]:
+def judged_by(loaded: Loaded, task: Any, examples: Examples) -> dict[str, dict[str, Any]]:
     """Engine → the task's metric, and what differs from PyTorch in fp32, see `agreement.Difference`."""
     groups = batches.sorted_batches(examples.lengths, COMPARED)
     answers = {engine: agreement.answers(run, examples, groups) for engine, run in loaded.runs.items()}
@@ -177,19 +174,19 @@ class Study:
             data = caches.open_task("bert", task)
             examples = data.splits[task.dev_splits[0]]
             inputs = [(task.name, size, examples) for size in chosen.trained_batch_sizes]
-            self.time_models("trained", models, inputs, partial(judge, task=task, examples=examples))
+            self.time_models("trained", models, inputs, partial(judged_by, task=task, examples=examples))
 
     def time_models(
         self,
         kind: str,
         models: Builders,
         inputs: Sequence[Batched],
-        judged: Callable[[Loaded], dict[str, Any]] | None = None,
+        judge: Callable[[Loaded], dict[str, Any]] | None = None,
     ) -> None:
         """Cells with all models, a few of them in memory at a time, the dense one always.
 
         Args:
-            judged: what else to ask of a model while it is there.
+            judge: what else to ask of a model while it is there.
         """
         cells: list[dict[str, Any]] = [
             {"kind": kind, "lengths": name, "batch_size": size, "rows": {}} for name, size, _ in inputs
@@ -209,9 +206,9 @@ class Study:
                     for cell, (_, size, examples) in zip(cells, inputs, strict=True):
                         rows = self.measure(together, examples, size)
                         cell["rows"] |= {name: row for name, row in rows.items() if name not in cell["rows"]}
-                    for name in [name for name in together if name not in (*self.judged, STOCK)]:
-                        if judged is not None:
-                            self.judged[name] = judged(together[name])
+                    for name, loaded in together.items():
+                        if judge is not None and name not in (*self.judged, STOCK):
+                            self.judged[name] = judge(loaded)
         for cell in cells:
             cell["precision"] = ", ".join(dense.runs)
             print(f"\n{title_of(cell)}\n\n{records.markdown(*clock_table(cell))}", flush=True)

@@ -53,7 +53,7 @@ class Supernet:
         timed = results.timing_subset(self.held_out, chosen.timing_examples)
         rows = batches.sorted_batches(timed.lengths, chosen.evaluation_batch_size)
         device = experiment.accelerator.device
-        self.inputs = [batches.to_device(timed.batch(batch), device) for batch in rows]
+        self.inputs = batches.on_device(timed, rows, device)
         dtype = devices.weights_type(experiment.accelerator)
         stock = bert.stock_copy(experiment.dense())
         self.timed: list[Any] = [timing.with_weights(model, device, dtype) for model in (stock, self.model)]
@@ -72,11 +72,11 @@ class Supernet:
         """Speed-ups against stock transformers, all taking turns on the same sentences."""
         stock, ours = self.timed
 
-        def run(schedule: Schedule) -> list[Tensor]:
+        def run(schedule: Schedule) -> None:
             ours.bert.encoder.schedule = list(schedule)
-            return [ours(**batch).logits for batch in self.inputs]
+            timing.pass_over(ours, self.inputs)
 
-        runs = {STOCK: lambda: [stock(**batch).logits for batch in self.inputs]}
+        runs = {STOCK: partial(timing.pass_over, stock, self.inputs)}
         runs |= {str(schedule): partial(run, schedule) for schedule in chosen}
         rows = timing.measure(
             {name: timing.Variant(each, 1) for name, each in runs.items()},

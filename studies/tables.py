@@ -23,7 +23,7 @@ from pruning.records import HEADER, markdown, summary_rows
 from pruning.records import lines as summary_lines
 from studies import comparison_tables as compare
 from studies.comparison_tables import DENSE, Answers, Record, Table, by_task, mean_of, name_of, percent
-from studies.engine_tables import cell_of, clock_table, trained_table
+from studies.engine_tables import cells_of, clock_table, trained_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "records" / "published"
@@ -119,10 +119,6 @@ def cell_table(rows: dict[str, Record]) -> Table:
     ]
 
 
-def cells_of(record: Record, kind: str) -> list[Record]:
-    return [cell for cell in record["cells"] if cell["kind"] == kind]
-
-
 def side_by_side(
     cells: list[Record], heading: str, text: Text, is_shown: Callable[[str], bool] = bool
 ) -> Table:
@@ -156,7 +152,7 @@ def against_fastest_text(cell: Record, row: Record) -> str:
 
 def bert_table(record: Record, is_shown: Callable[[str], bool]) -> Table:
     """Against the fastest dense engine, one row for each shape, lengths and batch size of BERT."""
-    header, rows = side_by_side(cells_of(record, "bert"), FASTEST, against_fastest_text, is_shown)
+    header, rows = side_by_side(cells_of(record, kind="bert"), FASTEST, against_fastest_text, is_shown)
     first, *others = map(list, zip(header, *rows, strict=True))  # rows as columns
     return first, others
 
@@ -183,7 +179,7 @@ def tasks_table(records: list[Record]) -> Table:
 
 CUT = "first "  # how the lines begin of BERTs that are only cut
 LSTM_METHOD, LSTM_RATES = "integrated gradients student", ("0.6", "0.9")
-LSTM_CELL = {"kind": "lstm", "batch_size": 256, "precision": "fp32"}
+LSTM_CELL: Record = {"kind": "lstm", "batch_size": 256, "precision": "fp32"}
 
 
 def headline_table(
@@ -209,7 +205,7 @@ def headline_table(
             metrics = " → ".join(percent(mean_of(part)) for part in both)
             work = f"{mean_of(answers, itemgetter('flops_kept')):.0%}"
             rows.append([*data, metrics, work, f"× {compare.speed_of(clock, name_of(line)):.2f}"])
-    words = next(cell for cell in benchmark[0]["cells"] if LSTM_CELL.items() <= cell.items())
+    [words] = cells_of(benchmark[0], **LSTM_CELL)
     for rate in LSTM_RATES:
         row, timed = of_lstm[LSTM_METHOD, f"{rate}, fused"], words["rows"][f"{rate} removed, student"]
         metrics = f"{of_lstm[DENSE, '']['value']} → {row['value']}"
@@ -260,11 +256,12 @@ def with_recipe(table: Callable[..., Table]) -> Callable[..., Table]:
 def timed(
     kind: str, heading: str, text: Text = lambda _, row: f"× {row['speedup']:.2f}"
 ) -> Callable[[list[Record]], Table]:
-    return lambda records: side_by_side(cells_of(records[0], kind), heading, text)
+    return lambda records: side_by_side(cells_of(records[0], kind=kind), heading, text)
 
 
 def in_engines(lengths: str, batch_size: int) -> tuple[Callable[[list[Record]], Table], list[str]]:
-    return lambda records: clock_table(cell_of(records[0], "random", lengths, batch_size)), ["engines"]
+    wanted = {"kind": "random", "lengths": lengths, "batch_size": batch_size}
+    return lambda records: clock_table(*cells_of(records[0], **wanted)), ["engines"]
 
 
 # What makes each table, and its sources

@@ -14,9 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification
-from pruning import batches, bert, methods, selection, teachers, timing, training
+from pruning import batches, bert, flops, methods, selection, teachers, timing, training
 from pruning.batches import BertExamples, Examples, LstmExamples, Ragged
-from pruning.flops import FORMULAS
 from pruning.layers import FastPaths
 from pruning.lstm_model import PrunedLstmClassifier
 from pruning.timing import Variant
@@ -77,13 +76,6 @@ def pick_batches(examples: Examples, size: int, tokens: int) -> list[Tensor]:
     return [every[int(middle * len(every))] for middle in middles]
 
 
-def inputs_of(
-    examples: Examples, groups: Sequence[Tensor], device: torch.device, width: int | None = None
-) -> list[Batch]:
-    """A model's arguments, padded to the longest of a batch or to `width`."""
-    return [batches.to_device(examples.batch(rows, width), device) for rows in groups]
-
-
 def schedule_of(steps: Steps, layers: int) -> list[float]:
     """A schedule of the settings for so many layers."""
     rates = [0.0] * layers
@@ -139,19 +131,14 @@ def with_gains(model: Any, paths: FastPaths | None) -> Any:
 
 def variant_of(model: Any, inputs: Sequence[Batch]) -> Variant:
     """A model over batches."""
-
-    def run() -> None:
-        for batch in inputs:
-            model(**batch)
-
     masks = [batch["mask"] if "mask" in batch else batch["attention_mask"] for batch in inputs]
     lengths = [n for mask in masks for n in mask.sum(dim=1).tolist()]
     alive, token_layers = lengths, 0
     for rate in getattr(model, "schedule", None) or [0.0] * model.config.num_hidden_layers:
         alive = [selection.count_kept(n, rate) for n in alive]
         token_layers += sum(alive)
-    operations = sum(FORMULAS[type(model)](model, batch) for batch in inputs)
-    return Variant(run, len(lengths), operations, token_layers)
+    run = partial(timing.pass_over, model, inputs)
+    return Variant(run, len(lengths), flops.of(model, inputs), token_layers)
 
 
 # --- Variants ----------------------------------------------------------------------------------
@@ -163,13 +150,13 @@ def pruners(
     """Stock and ours, dense and pruned by the student; the schedule "half" by every method."""
     examples = bert_examples(lengths_of)
     groups = pick_batches(examples, size, tokens)
-    inputs = inputs_of(examples, groups, berts.device)
+    inputs = batches.on_device(examples, groups, berts.device)
     variants = {}
     if int(examples.lengths.max()) < timing.PADDED:
         some = groups
         if berts.device.type == "cpu" and size > 1:
             some = [groups[len(groups) // 2][:PADDED_ROWS]]
-        padded = variant_of(berts.stock, inputs_of(examples, some, berts.device, timing.PADDED))
+        padded = variant_of(berts.stock, batches.on_device(examples, some, berts.device, timing.PADDED))
         variants[PADDED] = replace(padded, token_layers=None)  # of other examples
     variants |= {STOCK: variant_of(berts.stock, inputs), OURS: variant_of(berts.dense, inputs)}
     for schedule, steps in schedules.items():
@@ -191,7 +178,10 @@ def gains(berts: Berts, size: int, tokens: int) -> dict[str, dict[str, Variant]]
     if size > 1:  # lengths are drawn in random order
         orders["as they come"] = ([torch.arange(size)], ["stock", "only unpadding", "all"])
     return {
-        order: {name: variant_of(models[name], inputs_of(examples, groups, berts.device)) for name in timed}
+        order: {
+            name: variant_of(models[name], batches.on_device(examples, groups, berts.device))
+            for name in timed
+        }
         for order, (groups, timed) in orders.items()
     }
 
@@ -203,8 +193,8 @@ def first_code(berts: Berts, steps: Steps, size: int, tokens: int) -> dict[str, 
     """
     examples = bert_examples("sst-2")
     groups = pick_batches(examples, size, tokens)
-    inputs = inputs_of(examples, groups, berts.device)
-    padded = inputs_of(examples, groups, berts.device, timing.PADDED)
+    inputs = batches.on_device(examples, groups, berts.device)
+    padded = batches.on_device(examples, groups, berts.device, timing.PADDED)
     for batch in padded:  # the first code counted padding as tokens
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
     teacher = with_gains(berts.dense, None)
@@ -237,7 +227,7 @@ def training_steps(
 ) -> dict[str, Variant]:
     """A step of fine-tuning. The teacher's scores are there: the runners compute them once for a task."""
     examples = bert_examples("sst-2")
-    [batch] = inputs_of(examples, pick_batches(examples, size, tokens=1), berts.device)
+    [batch] = batches.on_device(examples, pick_batches(examples, size, tokens=1), berts.device)
     batch["labels"] = torch.zeros(size, dtype=torch.long, device=berts.device)
     models = {"stock": copy.deepcopy(berts.stock), OURS: copy.deepcopy(berts.dense)}
     models |= {f"{name}, {RECIPE}": berts.pruned(schedules[name], RECIPE) for name in ("half", "heavy")}
@@ -271,7 +261,7 @@ def lstms(
     """Dense, with the packed and the padded nn.LSTM and from the table of words, and pruned at every rate, AG
     News lengths; what goes is fused. All share one table."""
     examples = LstmExamples(draw_words("agnews", LSTM_WORDS), torch.zeros(EXAMPLES))
-    inputs = inputs_of(examples, pick_batches(examples, size, tokens), device)
+    inputs = batches.on_device(examples, pick_batches(examples, size, tokens), device)
     build = partial(PrunedLstmClassifier, LSTM_WORDS, 4, pair=False, removed_tokens="fused")
     dense = timing.with_weights(build(), device, dtype)
 

@@ -147,10 +147,10 @@ def test_a_training_step_moves_the_model_and_its_student(berts):
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("bert_shapes", ["huge"], "unknown name 'huge'"),
-        ("lengths_of", ["qqp"], "unknown name 'qqp'"),
-        ("lengths_of", ["513"], "unknown name '513'"),
-        ("pruning_methods", ["ideal gradients"], "unknown name 'ideal gradients'"),
+        ("bert_shapes", ["huge"], "entry 0: unknown name 'huge'"),
+        ("lengths_of", ["sst-2", "qqp"], "entry 1: unknown name 'qqp'"),
+        ("lengths_of", ["513"], "entry 0: unknown name '513'"),
+        ("pruning_methods", ["ideal gradients"], "entry 0: unknown name 'ideal gradients'"),
         ("schedules", {"light": [(0.5, 0.5)]}, "one has to be called 'half'"),
         ("fewest_passes", 0, "greater than 0"),
     ],
@@ -159,7 +159,7 @@ def test_a_setting_that_cannot_work_stops_the_benchmark_at_once(monkeypatch, nam
     monkeypatch.setattr(benchmark, name, value)
     with pytest.raises(UserError) as stopped:
         benchmark.main()
-    assert str(stopped.value).startswith(f"{name} in benchmark.py: ") and sentence in str(stopped.value)
+    assert str(stopped.value).startswith(f"{name} in benchmark.py") and sentence in str(stopped.value)
 
 
 SMALL = {
@@ -258,8 +258,8 @@ def test_a_record_has_the_form_of_the_published_one(record):
     kinds = {cell["kind"]: set(cell) for cell in published["cells"]}
     assert {cell["kind"]: set(cell) for cell in record["cells"]} == kinds
     for kind in ("bert", "lstm"):
-        [row, *_] = tables.cells_of(published, kind)[0]["rows"].values()
-        [own, *_] = tables.cells_of(record, kind)[0]["rows"].values()
+        [row, *_] = tables.cells_of(published, kind=kind)[0]["rows"].values()
+        [own, *_] = tables.cells_of(record, kind=kind)[0]["rows"].values()
         assert set(row) == set(own)
 
 

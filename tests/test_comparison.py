@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 import PrepareGlue4Bert
-from pruning import records
+from pruning import records, timing
 from pruning.errors import UserError
 from pruning.teachers import BERT_TEACHERS
 from studies import comparison, rules
@@ -51,7 +51,7 @@ def compare(full_world, monkeypatch):
 
 
 def test_lines_are_trained_in_pieces_that_resume(compare, full_world, monkeypatch):
-    kept, passed = [], comparison.pass_over
+    kept, passed = [], timing.pass_over
 
     def seen(model, inputs):
         if "threshold" in str(getattr(model.config, "pruning_methods", "")):
@@ -59,7 +59,7 @@ def test_lines_are_trained_in_pieces_that_resume(compare, full_world, monkeypatc
             kept.append(stay / sum(sum(batch["lengths"]) for batch in inputs))
         passed(model, inputs)
 
-    monkeypatch.setattr(comparison, "pass_over", seen)
+    monkeypatch.setattr(timing, "pass_over", seen)
     compare(task_names=["sst-2"], seeds=[0, 1], bootstrap_draws=2)
     folder = full_world / "records/comparison"
     paths = sorted(folder.glob("*/*/record.json"))

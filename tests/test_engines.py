@@ -52,7 +52,7 @@ def test_a_model_runs_in_every_engine_that_is_installed(here, tmp_path):
     named = {engine for engine in loaded.runs if not engine.startswith("PyTorch")}
     assert len(named) == sum(package in here for package in packages.values())
     ids = Ragged.of(torch.arange(5, 29), torch.tensor([17, 3, 4]))
-    found = engines.judge(loaded, GLUE["sst-2"], BertExamples(ids, torch.zeros(3), torch.zeros(3)))
+    found = engines.judged_by(loaded, GLUE["sst-2"], BertExamples(ids, torch.zeros(3), torch.zeros(3)))
     assert {*found} == {*loaded.runs} and found[PLAIN]["logits"] == 0
     assert all(each["logits"] < 1e-4 for engine, each in found.items() if engine.endswith("fp32"))
     assert not here or found["ONNX Runtime int8"]["logits"] > 0
