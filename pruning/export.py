@@ -131,7 +131,7 @@ def quantize(path: Path, quantized: Path) -> None:
     activations get theirs as they come (dynamic).
 
     Weights take 7 bits: with 8, processors without VNNI overflow, and a file may be served by another than
-    made it. In fp32 stay embeddings, and pruners, which cost little and decide much.
+    made it. In fp32 stay embeddings, and the weights of pruners, which cost little and decide much.
     """
     import onnx
     from onnxruntime.quantization import quantize_dynamic
@@ -142,7 +142,8 @@ def quantize(path: Path, quantized: Path) -> None:
     exact = [
         node.name
         for node in model.graph.node
-        if node.op_type == "MatMul" and ".pruner" in str(node.metadata_props)
+        for made_by in node.metadata_props
+        if node.op_type == "MatMul" and made_by.key == "namespace" and ".pruner" in made_by.value
     ]
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         quantize_dynamic(

@@ -276,8 +276,7 @@ class StudentPruner(Pruner):
 
     def score_inner(self, inner: Tensor) -> Tensor:
         """Scores (…) from the inner layer (…, width) before its GELU."""
-        outer = self.outer
-        return nn.functional.linear(nn.functional.gelu(inner), outer.weight, outer.bias).squeeze(-1)
+        return self.outer(nn.functional.gelu(inner)).squeeze(-1)
 
     def flops(self, rows: int, width: int) -> int:
         return rows * width * 2 * (self.inner.weight.numel() + self.outer.weight.numel())

@@ -122,6 +122,9 @@ def test_the_quantized_file_multiplies_in_int8_and_is_close(exported, tmp_path):
     quantized = onnx.load(tmp_path / "model.int8.onnx").graph
     operators = [node.op_type for node in quantized.node]
     assert {"MatMulInteger"} <= {*operators} and operators.count("LSTM") == 0
+    in_int8 = [weight.dims for weight in quantized.initializer if weight.data_type == onnx.TensorProto.INT8]
+    of_pruners = [[*w.T.shape] for name, w in model.named_parameters() if "pruner" in name and w.dim() == 2]
+    assert not any([*dims] in of_pruners for dims in in_int8)
     if hasattr(model, "bert") and model.config.removed_tokens == "readable":  # weights by head too
         by_head = [weight for weight in quantized.initializer if len(weight.dims) == 3]
         assert {onnx.TensorProto.INT8} <= {weight.data_type for weight in by_head}
