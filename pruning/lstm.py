@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import regex
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.dummy import DummyClassifier
@@ -25,8 +24,7 @@ from pruning.lstm_model import PrunedLstmClassifier
 from pruning.settings import LstmSettings
 from pruning.tasks import Rows
 from pruning.teachers import LSTM_TEACHERS, Place
-
-UNKNOWN = "[UNK]"  # the word that stands for all that are not in the vocabulary
+from pruning.text import UNKNOWN, split_words
 
 
 def sentences(
@@ -120,12 +118,6 @@ def load(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, list[str], Ca
         return examples
 
     return model, vocabulary, encode
-
-
-def split_words(text: str) -> list[str]:
-    """The words of a text as `words.standardize` divides them, without TensorFlow."""
-    joined = regex.sub(r"(\p{L})['’](\p{L})", r"\1\2", text.lower())
-    return regex.sub(r"[^\p{L}\p{M}\p{N}]+", " ", joined).split()
 
 
 def bag_of_words(data: TaskData, training: Examples) -> dict[str, list[float]]:

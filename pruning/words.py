@@ -1,4 +1,7 @@
-"""Words for the LSTM: TensorFlow's text vectorization with a standardization of our own.
+"""Words for the LSTM: TensorFlow's text vectorization, of words divided by `text.split_words`.
+
+Keras' own standardization deletes punctuation, which glues the words around a backslash or a dash, and
+lower-cases ASCII only; TensorFlow's `strings.lower` goes by the system's language.
 
 Only the two LSTM preparations import this module, and with it TensorFlow.
 """
@@ -16,26 +19,16 @@ from tqdm import tqdm
 
 from pruning.batches import LstmExamples, Ragged
 from pruning.tasks import Rows
+from pruning.text import UNKNOWN, split_words
 
-UNKNOWN = 1  # id of a word that is not in the vocabulary; 0 is padding
 CHUNK = 2_048
-
-
-def standardize(texts: tf.Tensor) -> tf.Tensor:
-    """Lower-cases all letters, joins don't to dont, and turns whatever is no letter or digit to spaces.
-
-    Keras' own standardization deletes punctuation, which glues the words around a backslash or a dash,
-    and lower-cases ASCII only.
-    """
-    lowered = tf.strings.lower(texts, encoding="utf-8")
-    joined = tf.strings.regex_replace(lowered, r"(\pL)['’](\pL)", r"\1\2")
-    return tf.strings.regex_replace(joined, r"[^\pL\pM\pN]+", " ")
 
 
 def build_vocabulary(texts: list[str], size: int) -> TextVectorization:
     """The `size` commonest words of `texts`, the padding and the unknown word among them."""
-    vectorization = TextVectorization(max_tokens=size, standardize=standardize, ragged=True)
-    vectorization.adapt(tf.data.Dataset.from_tensor_slices(texts).batch(CHUNK))
+    vectorization = TextVectorization(max_tokens=size, standardize=None, ragged=True)
+    divided = [" ".join(split_words(text)) for text in texts]
+    vectorization.adapt(tf.data.Dataset.from_tensor_slices(divided).batch(CHUNK))
     return vectorization
 
 
@@ -44,11 +37,9 @@ def vectorize(texts: list[str], vectorization: TextVectorization, name: str) -> 
     parts = []
     with tqdm(total=len(texts), desc=name, unit="rows") as bar:
         for start in range(0, len(texts), CHUNK):
-            ids = vectorization(tf.constant(texts[start : start + CHUNK]))
-            empty = tf.cast(ids.row_lengths() == 0, tf.int64)
-            unknown = tf.fill([tf.reduce_sum(empty)], tf.constant(UNKNOWN, ids.dtype))
-            whole = tf.concat([ids, tf.RaggedTensor.from_row_lengths(unknown, empty)], axis=1)
-            parts.append(Ragged.of(whole.flat_values.numpy(), whole.row_lengths().numpy()))
+            divided = [" ".join(split_words(text)) or UNKNOWN for text in texts[start : start + CHUNK]]
+            ids = vectorization(tf.constant(divided))
+            parts.append(Ragged.of(ids.flat_values.numpy(), ids.row_lengths().numpy()))
             bar.update(len(parts[-1]))
     return Ragged.joined(parts)
 
@@ -66,4 +57,4 @@ def encode(rows: dict[str, Rows], vocabulary_size: int) -> tuple[list[str], dict
             name = f"{split}, second sentences"
             examples[split].second_ids = vectorize(part.second, vectorization, name)
     words = [str(word) for word in vectorization.get_vocabulary()]
-    return ["[PAD]", "[UNK]", *words[2:]], examples
+    return ["[PAD]", UNKNOWN, *words[2:]], examples

@@ -1,6 +1,7 @@
 """The three Prepare scripts, as a user runs them."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import PrepareGlue4Lstm
 from pruning import bert_folder, caches, preparing, readers, wordpieces, words
 from pruning.errors import UserError
 from pruning.tasks import AGNEWS, GLUE
+from pruning.text import split_words
 
 
 def load(path):
@@ -313,9 +315,17 @@ def test_broken_rows_of_parquet_are_shown_with_their_number(full_world, capsys):
 
 
 def test_words_are_lower_cased_and_not_glued():
-    texts = words.standardize(["Wall Street's\\band", "ÉLAN – don’t", "a/b 3.5%", "!?"])
-    cleaned = [text.decode().strip() for text in texts.numpy()]
+    texts = ["Wall Street's\\band", "ÉLAN – don’t", "a/b 3.5%", "!?"]
+    cleaned = [" ".join(split_words(text)) for text in texts]
     assert cleaned == ["wall streets band", "élan dont", "a b 3 5", ""]
+
+
+def test_words_do_not_depend_on_the_language_of_the_system():
+    """Turkish writes a small I without its dot."""
+    code = "from pruning import words; print(*words.build_vocabulary(['IRAQ In It'], 9).get_vocabulary())"
+    environment = os.environ | {"LC_ALL": "tr_TR.UTF-8"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
+    assert {"iraq", "in", "it"} <= {*done.stdout.decode().split()}
 
 
 def test_every_row_keeps_a_word_and_the_vocabulary_is_the_trainings():

@@ -21,9 +21,10 @@ import PrepareGlue4Bert
 import PrepareGlue4Lstm
 import RunBert4Glue
 import RunLstm4Glue
-from pruning import caches, lstm, methods, plots, predict, saved, words
+from pruning import caches, methods, plots, predict, saved, words
 from pruning.errors import UserError
 from pruning.tasks import GLUE
+from pruning.text import split_words
 
 STUDENT = "ideal gradients student"  # other students differ in what taught them
 DEPLOYABLE = [m for m in methods.BERT_METHODS if not methods.is_teacher(m) and not m.endswith("student")]
@@ -169,7 +170,7 @@ def test_a_stranger_gets_the_same_logits_from_the_folder_alone(kept, tmp_path):
         assert theirs["trainer"] == dev["metrics"]["accuracy"]
 
 
-def test_words_are_split_as_tensorflow_splits_them():
+def test_a_served_model_reads_the_words_that_were_prepared():
     odd = [
         "Don't STOP—me now",
         "l’été à Paris\u2028x",
@@ -183,7 +184,7 @@ def test_words_are_split_as_tensorflow_splits_them():
     vocabulary = ["[PAD]", "[UNK]", *map(str, vectorization.get_vocabulary()[2:])]
     rows = words.vectorize(odd, vectorization, "odd")
     for i, text in enumerate(odd):
-        assert [vocabulary[word] for word in rows.row(i)] == (lstm.split_words(text) or ["[UNK]"])
+        assert [vocabulary[word] for word in rows.row(i)] == (split_words(text) or ["[UNK]"])
 
 
 # --- Grids -----------------------------------------------------------------------------------
