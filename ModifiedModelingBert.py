@@ -64,7 +64,7 @@ class PrunedBertConfig(BertConfig):
     removed_tokens: Literal["fused", "readable", "gone"] = "fused"
 
     model_type = "pruned_bert"
-    keys_to_ignore_at_inference: ClassVar = ["kept", "pruning_loss"]  # Trainer collects everything else
+    keys_to_ignore_at_inference: ClassVar = ["pruning_loss"]  # Trainer collects everything else
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -81,11 +81,12 @@ class PrunedBertOutput(BaseModelOutputWithPooling):
 
     Attributes:
         kept: for each of the L layers (B, Tₗ) int64, the positions in the sentence (padding not counted)
-            of the tokens that it processed; -1 where an example has fewer. None without a pruner.
+            of the tokens that it processed; -1 where an example has fewer. None without a pruner. No field:
+            pipelines look for an example in each field.
         pruning_loss: scalar, the mean ranking loss of the students; None unless they are training.
     """
 
-    kept: Sequence[Tensor] | None = None
+    kept = None  # type: Sequence[Tensor] | None
     pruning_loss: Tensor | None = None
 
 
@@ -93,7 +94,7 @@ class PrunedBertOutput(BaseModelOutputWithPooling):
 class PrunedSequenceClassifierOutput(SequenceClassifierOutput):
     """The stock output, and `kept` and `pruning_loss` of PrunedBertOutput."""
 
-    kept: Sequence[Tensor] | None = None
+    kept = None  # type: Sequence[Tensor] | None
     pruning_loss: Tensor | None = None
 
 
@@ -162,8 +163,11 @@ class PrunedBertEncoder(BertEncoder):
         trails: list[Trail] = []
         losses: list[Tensor] = []
         for start, end in self.segments():
-            if self.rates()[start] > 0:
-                tokens, loss = self._prune(start, tokens, (teacher_scores or {}).get(start))
+            if (rate := self.rates()[start]) > 0:
+                pruner: Any = self.pruners[str(start)]
+                fusion: Any = self.fusions[str(start)] if self.fusions else None
+                known = {"layer": self.layer[start], "teacher_scores": (teacher_scores or {}).get(start)}
+                tokens, loss = prune(pruner, tokens, rate, fusion=fusion, **known)
                 losses += [] if loss is None else [loss]
             trails += [tokens.trail] * (end - start)
             segment, last = self.layer[start:end], only_first and end == len(self.rates())
@@ -172,20 +176,12 @@ class PrunedBertEncoder(BertEncoder):
             else:
                 tokens = run_layers(segment, tokens, paths, last)
         alone = only_first and paths is not None and paths.cls_only  # states of first tokens, (R, H)
-        return PrunedBertOutput(
+        output = PrunedBertOutput(
             last_hidden_state=tokens.firsts_in_batch() if alone else tokens.in_batch(),
-            kept=Kept(trails) if self.pruners else None,
             pruning_loss=torch.stack(losses).mean() if losses else None,
         )
-
-    def _prune(
-        self, layer: int, tokens: FlatTokens, scores: Tensor | None
-    ) -> tuple[FlatTokens, Tensor | None]:
-        """The tokens that stay for a layer, and the loss of a student in training."""
-        pruner: Any = self.pruners[str(layer)]
-        fusion: Any = self.fusions[str(layer)] if self.fusions else None
-        known = {"layer": self.layer[layer], "teacher_scores": scores, "fusion": fusion}
-        return prune(pruner, tokens, self.rates()[layer], **known)
+        output.kept = Kept(trails) if self.pruners else None
+        return output
 
 
 class _PrunedBert:
@@ -194,6 +190,7 @@ class _PrunedBert:
     config: PrunedBertConfig
     config_class = PrunedBertConfig
     _keys_to_ignore_on_load_unexpected = (r"position_ids",)  # checkpoints of transformers before 4.31
+    _keep_in_fp32_modules_strict = {"pruners"}  # noqa: RUF012 (stock: a list); fp16 has no counts above 65,504
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[misc]
@@ -268,14 +265,15 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
         inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
         output = self.bert(*inputs, only_first=True, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(output.pooler_output))
-        return PrunedSequenceClassifierOutput(
-            loss=None if labels is None else task_loss(logits, labels),
+        answers = PrunedSequenceClassifierOutput(
+            loss=None if labels is None else task_loss(logits, labels, self.config.problem_type),
             logits=logits,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
-            kept=output.kept,
             pruning_loss=output.pruning_loss,
         )
+        answers.kept = output.kept
+        return answers
 
     @property
     def schedule(self) -> list[float]:

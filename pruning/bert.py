@@ -123,7 +123,9 @@ class Bert:
         """A method's name in records and tables."""
         if isinstance(method, str):
             return method
-        return " + ".join(m for m, rate in zip(method, self.schedule, strict=True) if rate > 0)
+        return (
+            " + ".join(m for m, rate in zip(method, self.schedule, strict=True) if rate > 0) or "no pruning"
+        )
 
     def teachers_of(self, method: str | list[str]) -> dict[Place, str]:
         """Which layer needs which teacher's scores."""
@@ -208,7 +210,7 @@ def rates(settings: BertSettings, depth: int, kind: str, script: str) -> list[fl
             methods.methods_by_layer(method, layers)
     except ValueError as error:
         raise UserError(f"pruning_methods in {script}: {error}") from None
-    return schedule
+    return [int(rate) if rate in (0, 1) else float(rate) for rate in schedule]  # 0 and 0.0 have one key
 
 
 def open_tasks(pretrained: Pretrained, tasks: Sequence[Task]) -> list[TaskData]:

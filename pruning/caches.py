@@ -33,7 +33,7 @@ from torch import Tensor
 from pruning.batches import BertExamples, Examples, LstmExamples, Ragged
 from pruning.devices import say
 from pruning.errors import UserError
-from pruning.tasks import Task
+from pruning.tasks import TASKS, Task
 
 LAYOUT = b"sequence pruning, cache layout 2\n"
 CACHE = Path("cache")
@@ -185,6 +185,16 @@ def check_sources(cache: dict[str, Any], path: Path, prepared_by: str) -> None:
             raise UserError(f"{source} has changed since {path} was made. Run: python {prepared_by}")
 
 
+def check_form(cache: dict[str, Any], task: Task, path: Path, prepared_by: str) -> None:
+    """Raises UserError if the task's data is there, but in other files than the cache was made from."""
+    paths = task.paths().values()
+    others = [source for source in paths if source.as_posix() not in cache["fingerprints"]]
+    if others and all(source.is_file() for source in paths):
+        raise UserError(
+            f"{path} was not made from {others[0]}, which is there now. Run: python {prepared_by}"
+        )
+
+
 def is_current(path: Path, settings: dict[str, Any], sources: dict[str, str]) -> bool:
     """Whether `path` holds a cache made from these settings and these files (path → SHA-256)."""
     cache = load_if_good(path) or {}
@@ -220,6 +230,7 @@ def open_task(model: str, task: Task) -> TaskData:
     cache = load(path, script)
     try:
         check_sources(cache, path, script)
+        check_form(cache, task, path, script)
         return _task_data(cache, model, task)
     except (LookupError, TypeError, AttributeError, ValueError):
         again = f"Run: python {script}"
@@ -254,6 +265,8 @@ def open_tasks(model: str, tasks: Sequence[Task]) -> list[TaskData]:
             say(f"{task.name}: skipped, it is not prepared (no {path_of(model, task.name)})")
     if not opened:
         again = f"Run: python {script_of(model, tasks[0])}"
+        if there := [name for name in TASKS if path_of(model, name).exists()]:
+            raise UserError(f"prepared are {', '.join(there)}, and task_names has none of them. {again}")
         raise UserError(f"no task is prepared in {(CACHE / model).absolute()}. {again}")
     return opened
 

@@ -101,4 +101,5 @@ class Memory:
                 self.parts *= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            tqdm.write(f"out of memory: batches go in {self.parts} parts from here on, results unchanged")
+            same = "results are the same but for what dropout draws"
+            tqdm.write(f"out of memory: batches go in {self.parts} parts from here on; {same}")

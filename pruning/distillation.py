@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from pruning import batches, metrics
 from pruning.batches import Examples, Ragged
+from pruning.devices import Memory
 from pruning.tasks import Task
 from pruning.teachers import Batch, Place
 from pruning.training import Arguments, Inputs
@@ -74,13 +75,18 @@ def score_examples(
     """What `score` says of every batch (place → (B, T)), as place → one row of fp32 for each example."""
     groups = batches.sorted_batches(examples.lengths, batch_size)
     found: dict[Any, Tensor] = {}
-    for rows in tqdm(groups, desc="teacher", leave=None, disable=quiet):
+
+    def add(rows: Tensor) -> None:
         for place, scores in score(batches.to_device(examples.batch(rows), device)).items():
             sequences = sequences_of(examples, place)
             flat = found.setdefault(place, torch.empty(len(sequences.flat)))
             columns = torch.arange(scores.shape[1])
             real = columns < sequences.lengths[rows][:, None]
             flat[(sequences.offsets[rows][:, None] + columns)[real]] = scores.float().cpu()[real]
+
+    memory = Memory()
+    for rows in tqdm(groups, desc="teacher", leave=None, disable=quiet):
+        memory.run(rows, add)
     return {place: Ragged(flat, sequences_of(examples, place).offsets) for place, flat in found.items()}
 
 

@@ -26,7 +26,7 @@ from pruning.caches import whole_file
 from pruning.errors import UserError, run_script
 from pruning.graphs import GRAPHS
 from pruning.saved import SavedModel
-from pruning.tasks import TASKS
+from pruning.tasks import task_of
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 20  # the first that has GELU
@@ -231,7 +231,7 @@ def _world_of(folder: Path) -> Path:
 
 def _compared(kept: SavedModel, paths: Sequence[Path]) -> list[str]:
     """Lines on each dev split of the model's task, if it is prepared in the current folder."""
-    task = TASKS[kept.task]
+    task = task_of(kept.task)
     kind = "lstm" if kept.config["model_type"] == "pruned_lstm" else "bert"
     prepared = caches.path_of(kind, task.name)
     if not prepared.exists():

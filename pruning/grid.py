@@ -203,7 +203,9 @@ def fine_tune(experiment: Experiment) -> tuple[Any, Curve]:
 
 
 def calibrate(experiment: Experiment, model: Any) -> None:
-    """Sets the thresholds of a pruned model by training examples, see `methods.calibrate`."""
+    """Sets a pruned model's thresholds, if it has any, by training examples; see `methods.calibrate`."""
+    if not methods.thresholds_of(model):
+        return
     few = batches.subset(experiment.train_examples, CALIBRATED_ON)
     batch = few.batch(torch.arange(len(few)))
     methods.calibrate(model, batches.to_device(batch, experiment.accelerator.device))

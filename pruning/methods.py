@@ -115,13 +115,17 @@ def set_frequencies(model: nn.Module, counts: Tensor) -> None:
             module.set_frequencies(counts)
 
 
+def thresholds_of(model: nn.Module) -> list[ThresholdPruner]:
+    """A model's pruners that have a threshold."""
+    return [module for module in model.modules() if isinstance(module, ThresholdPruner)]
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, batch: dict[str, Any]) -> None:
     """Sets each threshold so that a batch, of many examples drawn at random, loses as many tokens as by the
     schedule. Leaves the model in evaluation mode."""
-    thresholds = [module for module in model.eval().modules() if isinstance(module, ThresholdPruner)]
-    for pruner in thresholds:
+    model.eval()
+    for pruner in thresholds_of(model):
         pruner.train()
-    if thresholds:
-        model(**batch)
+    model(**batch)
     model.eval()

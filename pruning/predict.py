@@ -15,7 +15,7 @@ from typing import Any
 from pruning import errors, readers, records, saved
 from pruning.errors import UserError
 from pruning.saved import Answer, SavedModel, Text
-from pruning.tasks import TASKS
+from pruning.tasks import task_of
 
 
 def line_of(text: Text, answer: Answer) -> str:
@@ -48,7 +48,7 @@ def lines_of_input() -> list[str]:
 def write_glue(model: SavedModel) -> None:
     """Answers GLUE's test files of the model's task, in the run's folder: index, prediction. Raises UserError
     where there is none."""
-    task = TASKS[model.task]
+    task = task_of(model.task)
     files = task.test_paths()
     if not files:
         raise UserError(f"there is no test file of {task.name} in data/{task.folder}")
@@ -70,12 +70,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("texts", nargs="*", help="sentences; none: one a line from standard input")
     parser.add_argument("--words", action="store_true", help="also the words that each layer dropped")
     parser.add_argument("--glue", action="store_true", help="answer GLUE's test file of the model's task")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     model = saved.load(given.folder)
     if given.glue:
         write_glue(model)
         return
     lines = given.texts or lines_of_input()
+    try:
+        "".join(given.texts).encode()
+    except UnicodeEncodeError:
+        raise UserError("a sentence on the command line is no text in UTF-8") from None
     texts: list[Any] = [tuple(line.split("\t")) if model.is_pair else line for line in lines]
     for text, answer in zip(texts, model.answer(texts, given.words), strict=True):
         print(line_of(text, answer), *(dropped_words(answer) if given.words else []), sep="\n")

@@ -8,6 +8,7 @@ a person reads. A run with a record, and a whole model where it keeps one, is fi
 import hashlib
 import json
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -45,8 +46,7 @@ def key_of(key_fields: dict[str, Any]) -> str:
 
 def slug(name: str) -> str:
     """A name as part of a file's, also on Windows."""
-    letters = "".join(c if c.isalnum() and c.isascii() else "-" for c in name)
-    return "-".join(filter(None, letters.split("-")))[:LONGEST_SLUG].strip("-")
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:LONGEST_SLUG].strip("-")
 
 
 def folder_of(model: str, key_fields: dict[str, Any]) -> Path:
@@ -146,9 +146,10 @@ def _by_folder(model: str) -> dict[Path, dict[str, Any] | None]:
 # --- The summary -----------------------------------------------------------------------------
 
 
-def mean_sd(values: list[float], scale: float, sign: str = "") -> str:
-    spread = f" ± {scale * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{scale * statistics.mean(values):{sign}.1f}{spread}"
+def mean_sd(values: list[float], sign: str = "") -> str:
+    """× 100."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):{sign}.1f}{spread}"
 
 
 def _groups(all_records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -156,16 +157,16 @@ def _groups(all_records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for record in all_records:
         fields = {k: v for k, v in record["key_fields"].items() if k != "seed"}
-        dense_first = record["method"] not in (DENSE, BAG_OF_WORDS)
-        group = (record["task"], record["training"], dense_first, record["method"], key_of(fields))
+        is_pruned = record["method"] not in (DENSE, BAG_OF_WORDS)
+        group = (record["task"], record["training"], is_pruned, record["method"], key_of(fields))
         groups.setdefault(group, []).append(record)
     return [groups[group] for group in sorted(groups)]
 
 
 # Column of figures → how the values of the seeds are shown
 FIGURES: dict[str, Callable[[list[float]], str]] = {
-    "value": lambda values: mean_sd(values, 100),
-    "against dense": lambda values: mean_sd(values, 100, sign="+"),
+    "value": mean_sd,
+    "against dense": lambda values: mean_sd(values, sign="+"),
     "token-layers kept": lambda values: f"{100 * statistics.mean(values):.0f}%",
     "examples/s": lambda values: f"{statistics.mean(values):,.0f}",
     "speed-up": lambda values: f"× {statistics.mean(values):.2f}",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
 from pruning import batches, devices, flops, lstm, metrics, pages, plots, records, saved, timing, training
@@ -90,8 +91,8 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
     the training's precision.
 
     Returns:
-        As `timing.measure`, of length-sorted batches, and latency_ms (of one example alone, median); None for
-        an upper bound.
+        As `timing.measure`, of length-sorted batches, and their batch_size (as much as fits), and latency_ms
+        (of one example alone, median); None for an upper bound.
     """
     if is_upper_bound(trained.method):
         return None
@@ -118,8 +119,12 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
             variants, fair=fair, dense="dense, ours", device=device, passes=settings.timing_passes
         )
 
-    rows = measured(batches.sorted_batches(examples.lengths, settings.evaluation_batch_size))
-    singles = measured(even_rows(examples, SINGLES).split(1))
+    @find_executable_batch_size(starting_batch_size=settings.evaluation_batch_size)
+    def in_batches(batch_size: int) -> dict[str, dict[str, Any]]:
+        rows = measured(batches.sorted_batches(examples.lengths, batch_size))
+        return {name: row | {"batch_size": batch_size} for name, row in rows.items()}
+
+    rows, singles = in_batches(), measured(even_rows(examples, SINGLES).split(1))
     return {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
 
 
@@ -186,12 +191,17 @@ def _shown(
     if not rows or trained.model is None:
         return {"outcomes": {}, "shown": []}
     inputs = _test_set(experiment, trained.method, dev.take(torch.tensor(rows)))
-    kept = trained.model(**inputs.batch(torch.arange(len(rows)), experiment.accelerator.device)).kept
+    sentences: dict[int, list[dict[str, list]]] = {}
+    for part, output in training.outputs(trained.model, inputs, **experiment.evaluating):
+        examples = inputs.examples.take(part)
+        for i, place in enumerate(part.tolist()):
+            words = experiment.builder.sentences(experiment.data.vocabulary, examples, i, output.kept)
+            sentences[place] = words
     answer = "{:.2f}".format if task.is_regression else task.label_name
     shown = [
         {
             "outcome": names[outcomes[row]],
-            "sentences": experiment.builder.sentences(experiment.data.vocabulary, inputs.examples, i, kept),
+            "sentences": sentences[i],
             "label": task.label_name(label),
             "answer": answer(predictions[row]),
             "right": bool(right[row]),

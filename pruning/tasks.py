@@ -164,6 +164,13 @@ AGNEWS = Task(
 TASKS = GLUE | {AGNEWS.name: AGNEWS}
 
 
+def task_of(name: str) -> Task:
+    """The task of this name. Raises UserError if none has it, or no longer."""
+    if name not in TASKS:
+        raise UserError(f"pruning/tasks.py knows no task {name!r}; it knows {', '.join(TASKS)}")
+    return TASKS[name]
+
+
 @dataclass
 class Rows:
     """The rows of one file that could be read, and what was wrong with the others."""

@@ -143,6 +143,7 @@ def train(
                 raise UserError(f"{what}; a lower learning rate may help")
     model.set_training_rates(None)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    model.__dict__.pop("forward", None)  # of half precision it leaves the method without its decorators
     accelerator.free_memory()
     every = max(1, min(CHECKED_EVERY, len(steps) // 50))
     starts = range(0, len(steps), every)

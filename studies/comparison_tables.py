@@ -73,10 +73,12 @@ def mean_of(answers: Answers, value: Callable[[Any], float] = metric_of) -> floa
     return statistics.mean(map(statistics.mean, by_task(answers, value).values()))
 
 
-def cells_by_task(answers: Answers, value: Callable[[Any], float] = metric_of) -> list[str]:
-    """A cell for each task, and the mean over the tasks; × 100."""
-    values = by_task(answers, value).values()
-    return [*(mean_sd(of_seeds, 100) for of_seeds in values), percent(mean_of(answers, value))]
+def cells_by_task(
+    answers: Answers, tasks: Iterable[str], value: Callable[[Any], float] = metric_of
+) -> list[str]:
+    """A cell for each of these tasks, and the mean over all; × 100."""
+    values = by_task(answers, value)
+    return [*(mean_sd(values[task]) for task in tasks), percent(mean_of(answers, value))]
 
 
 def better_dense(lines: dict[Line, Answers]) -> Line:
@@ -109,7 +111,7 @@ def pairs_of(lines: dict[Line, Answers], recipe: dict[str, str]) -> list[tuple[L
 
 
 def intervals(
-    records: list[Record], labels: dict[str, list[float]], recipe: dict[str, str], draws: int = 500
+    records: list[Record], labels: dict[str, list[float]], recipe: dict[str, str], draws: int
 ) -> list[Record]:
     """What the lines of `pairs_of` differ by, with 95% intervals over examples and seeds.
 
@@ -163,6 +165,7 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
     lines = lines_of(records)
     best = better_dense(lines)
     changes = {i["line"]: interval_text(i) for i in found if i["against"] == name_of(best)}
+    tasks = by_task(lines[best]).keys()
     known = [answer for answers in lines.values() for answer in answers.values()]
     with_flops = all("flops_kept" in answer for answer in known)
     with_held_out = all(answer["held_out"] for answer in known)
@@ -177,10 +180,10 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
         if with_flops:
             what.append(kept_text(answers, itemgetter("flops_kept")))
         held_out = [percent(mean_of(answers, held_out_of))] if with_held_out else []
-        rows.append([*what, *cells_by_task(answers), changes.get(name_of(line), ""), *held_out])
-    tasks = [f"{task} {GLUE[task].metrics[0]}" for task in by_task(lines[best])]
+        rows.append([*what, *cells_by_task(answers, tasks), changes.get(name_of(line), ""), *held_out])
+    metrics = [f"{task} {GLUE[task].metrics[0]}" for task in tasks]
     shares = ["token-layers", "FLOPs"] if with_flops else ["token-layers"]
-    header = ["method", "schedule", "seeds", *shares, *tasks, "mean"]
+    header = ["method", "schedule", "seeds", *shares, *metrics, "mean"]
     return [*header, f"against “{name_of(best)}”", *(["held-out mean"] if with_held_out else [])], rows
 
 

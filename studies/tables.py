@@ -49,14 +49,15 @@ def rules_table(records: list[Record], schedule: str) -> Table:
         for kind in ("oracles", "students"):
             for rule, value in record[kind][schedule].items():
                 answers[kind, rule][place] = value
-    names = [*by_task(answers["oracles", DENSE], float), "mean"]
+    tasks = by_task(answers["oracles", DENSE], float).keys()
+    names = [*tasks, "mean"]
 
     def rank(rule: str) -> float:
         return mean_of(answers.get(("students", rule), answers["oracles", rule]), float)
 
     def cells(kind: str, rule: str) -> list[str]:
         found = answers.get((kind, rule))
-        return compare.cells_by_task(found, float) if found else [""] * len(names)
+        return compare.cells_by_task(found, tasks, float) if found else [""] * len(names)
 
     rules = sorted((rule for kind, rule in answers if kind == "oracles"), key=rank, reverse=True)
     header = ["rule", *(f"{kind}: {name}" for kind in ("oracle", "student") for name in names)]

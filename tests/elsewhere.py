@@ -38,7 +38,8 @@ def answers_of(folder: str, sentences: list[str], labels: list[int]) -> dict:
     }
     if "dense" in folder or "student" in folder:  # they take seconds each
         classify = pipeline("text-classification", model=folder, trust_remote_code=True)
-        answers["labels"] = [answer["label"] for answer in classify(sentences, truncation=True)]
+        batched = classify(sentences, truncation=True, batch_size=len(sentences))
+        answers["labels"] = [answer["label"] for answer in batched]
         answers["trainer"] = trainer_accuracy(model, tokenizer, sentences, labels)
     return answers
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -288,6 +289,16 @@ def test_a_changed_source_makes_a_cache_stale(tmp_path):
         caches.check_sources(cache, tmp_path / "x.pt", "Prepare.py")
     source.unlink()
     caches.check_sources(cache, tmp_path / "x.pt", "Prepare.py")  # data may be deleted, caches stay good
+
+
+def test_data_in_other_files_makes_a_cache_stale(in_tmp):
+    caches.save(caches.path_of("bert", "mrpc"), prepared("bert"))
+    folder = Path("data/MRPC")
+    folder.mkdir(parents=True)
+    (folder / "train.parquet").touch()
+    assert caches.open_task("bert", GLUE["mrpc"]).task.name == "mrpc"  # half of it is there
+    (folder / "dev.parquet").touch()
+    assert "not made from data/MRPC/train.parquet, which is there now" in refused()
 
 
 def test_ragged_rows_pad_and_take():

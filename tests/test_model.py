@@ -8,10 +8,12 @@ import torch
 from accelerate import Accelerator
 from conftest import LAYERS, build, tiny_config
 from safetensors.torch import load_file, save_model
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification, PrunedBertModel
 from pruning import flops, methods
+from pruning.methods import set_frequencies
 from pruning.pruners import ColumnMeanPruner
 from pruning.selection import count_kept
 
@@ -294,6 +296,26 @@ def test_a_tuple_where_it_is_asked_for(batch):
         assert torch.equal(model(**batch, return_dict=False)[0], model(**batch).logits)
         model.config.return_dict = False
         assert torch.equal(model(**batch)[0], model(**batch, return_dict=True).logits)
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_the_loss_that_a_configuration_names(batch, problem_type):
+    model = build([0, 0.5, 0])
+    model.config.problem_type, labels = problem_type, torch.rand(4, 2)
+    loss = {"regression": mse_loss, "multi_label_classification": binary_cross_entropy_with_logits}
+    output = model(**batch, labels=labels)
+    torch.testing.assert_close(output.loss, loss[problem_type](output.logits, labels))
+
+
+def test_pruners_stay_in_fp32_where_a_model_is_loaded_in_fp16(batch, tmp_path):
+    model = build([0, 0.5, 0], "frequency")
+    set_frequencies(model, torch.arange(64.0) + 70_000)  # infinite in fp16
+    model.save_pretrained(tmp_path)
+    loaded = PrunedBertForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float16)
+    assert loaded.classifier.weight.dtype == torch.float16
+    assert loaded.bert.encoder.pruners["1"].state_dict().keys()
+    for name, tensor in loaded.bert.encoder.pruners.state_dict().items():
+        assert torch.equal(tensor, model.bert.encoder.pruners.state_dict()[name])
 
 
 def test_another_schedule_of_the_same_model(batch, tmp_path):

@@ -1,6 +1,7 @@
 """The runners as a user runs them: edit the settings, call main()."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ import RunLstm4Agnews
 import RunLstm4Glue
 from pruning import bert as berts
 from pruning import caches, devices, distillation, methods, plots, records, schedules, training
+from pruning.batches import BertExamples
 from pruning.errors import UserError
 
 
@@ -266,10 +268,25 @@ def test_every_prepared_task_is_run_and_others_are_named(bert, lstm, capsys):
 
 
 def test_without_a_prepared_task_the_runner_names_the_script(bert, lstm):
+    for model in ("bert", "lstm"):
+        shutil.rmtree(f"cache/{model}")
     with pytest.raises(UserError, match=r"no task is prepared in .*bert\. Run: python PrepareGlue4Bert\.py"):
         bert(task_names=["rte"])
     with pytest.raises(UserError, match=r"no task is prepared in .*lstm\. Run: python PrepareGlue4Lstm\.py"):
         lstm(task_names=["wnli"])
+
+
+def test_where_other_tasks_are_prepared_the_runner_says_so(bert):
+    with pytest.raises(
+        UserError, match=r"prepared are .*sst-2.*, and task_names has none of them\. Run: .*Bert"
+    ):
+        bert(task_names=["rte"])
+
+
+def test_a_rate_of_0_has_one_key_however_it_is_written(bert):
+    runs = [experiment(pruning_schedule=schedule) for schedule in ([0, 0.5, 0], [0.0, 0.5, 0])]
+    assert len({records.key_of(run.key_fields_of("random")) for run in runs}) == 1
+    assert experiment(pruning_schedule=[0, 0, 0]).builder.method_name(["head"] * 3) == "no pruning"
 
 
 def test_without_methods_the_dense_model_alone_is_trained(bert, capsys):
@@ -327,24 +344,27 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(bert, full_world, mo
     config = json.loads((full_world / "bert/config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (full_world / "bert/config.json").write_text(json.dumps(config))
-    bert()
+    bert(pruning_methods=["head", "ideal gradients student"], timing_examples=12)
     whole = found("BERT")
     (full_world / "records").rename(full_world / "before")
     (full_world / "cache/bert/dense").rename(full_world / "before_dense")
-    real = training.Inputs.batch
+    (full_world / "cache/bert/scores").rename(full_world / "before_scores")
+    real = BertExamples.batch
 
-    def small_memory(data, rows, device):
+    def small_memory(examples, rows, width=None):
         if len(rows) > 4:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return real(data, rows, device)
+        return real(examples, rows, width)
 
-    monkeypatch.setattr(training.Inputs, "batch", small_memory)
-    bert()
+    monkeypatch.setattr(BertExamples, "batch", small_memory)
+    bert(pruning_methods=["head", "ideal gradients student"], timing_examples=12)
     assert "out of memory: batches go in 2 parts from here on" in capsys.readouterr().out
     for name, record in found("BERT").items():
         losses = [loss for _, loss in record["loss_curve"]]
         assert losses == pytest.approx([loss for _, loss in whole[name]["loss_curve"]], abs=1e-5)
         assert record["splits"]["dev"]["predictions"] == whole[name]["splits"]["dev"]["predictions"]
+        assert record["shown"] == whole[name]["shown"]
+        assert {row["batch_size"] for row in record["timings"].values()} == {4}
 
 
 @pytest.fixture
@@ -366,7 +386,7 @@ def check_bf16(made):
 
 
 def test_bert_in_bf16(in_bf16, bert, capsys):
-    bert(pruning_methods=["ideal gradients student", "random"], task_names=["sts-b"])
+    bert(pruning_methods=["ideal gradients student", "column mean threshold"], task_names=["sts-b"])
     assert "Precision of the training: bf16, the test says so." in capsys.readouterr().out
     check_bf16(records.read_all("BERT"))
 

@@ -260,7 +260,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
 def test_a_shell_gets_label_probability_and_dropped_words(kept, capsys):
     folder = folders("BERT", "sst-2")["head"]
     capsys.readouterr()
-    predict.main([str(folder), "the film was good", "--words"])
+    predict.main([str(folder), "--words", "the film was good"])
     [answer, *words_lines] = capsys.readouterr().out.splitlines()
     label, probability, text = answer.split("\t")
     assert (

@@ -109,6 +109,19 @@ def test_what_was_asked_is_of_the_seeds_and_tasks_that_count(comparison):
     assert half[1:] == ["0.2", "0.1", "yes", "0.0", "yes"]
 
 
+def test_a_line_that_is_not_finished_has_its_values_under_their_tasks():
+    """Of one line the second seed of a task is there before the first of another."""
+    runs = [("dense", "", "sst-2", 0.9), ("dense", "", "cola", 0.5)]
+    runs += [("random", "half", "cola", 0.4), ("random", "half", "sst-2", 0.8)]
+    records = [
+        {"task": task, "method": method, "schedule": schedule, "seed": 0, "dev": answer(task, value, 0.5, [])}
+        for method, schedule, task, value in runs
+    ]
+    header, rows = comparison_tables.comparison_table(records, [])
+    column = header.index("sst-2 accuracy")
+    assert {row[0]: row[column] for row in rows} == {"dense": "90.0", "random": "80.0"}
+
+
 def test_intervals_hold_the_change_and_its_spread_over_examples():
     labels = [i % 2 for i in range(200)]
     wrong = [1 - label if i < 20 else label for i, label in enumerate(labels)]
