@@ -87,18 +87,18 @@ class Bert:
 
     def __init__(self, pretrained: Pretrained, data: TaskData, settings: BertSettings, script: str):
         """Raises UserError, which names `script`, for a schedule or a list of methods that does not fit."""
-        self.pretrained, self.data, self.layers = pretrained, data, pretrained.layers
-        self.schedule = rates(settings, self.layers, data.task.kind, script)
-        self.depth = len(self.schedule)
+        self.pretrained, self.data, self.dense_layers = pretrained, data, pretrained.layers
+        self.schedule = rates(settings, self.dense_layers, data.task.kind, script)
+        self.layers = len(self.schedule)
         self.removed_tokens = settings.removed_tokens
         self.key_fields = pretrained.key_fields
-        of_pruning = {"removed_tokens": self.removed_tokens, "layers": self.depth}
+        of_pruning = {"removed_tokens": self.removed_tokens, "layers": self.layers}
         self.pruning_fields: dict[str, Any] = {"pruning": self.schedule, **of_pruning}
         self.pruning_text = f"{self.schedule}, {self.removed_tokens}"
         self.pruned_layers = [f"layer {layer}" for layer, rate in enumerate(self.schedule) if rate > 0]
 
     def __str__(self) -> str:
-        kept = schedules.token_layers(self.schedule) * self.depth / self.layers
+        kept = schedules.token_layers(self.schedule) * self.layers / self.dense_layers
         return f"{self.schedule}, which keeps {kept:.0%} of the token-layers"
 
     def build(
@@ -108,7 +108,7 @@ class Bert:
         config: Any = PrunedBertConfig(**self.pretrained.config)
         config.num_labels = self.data.task.outputs
         if method is not None:
-            config.num_hidden_layers = self.depth
+            config.num_hidden_layers = self.layers
             config.pruning_schedule = self.schedule
             config.pruning_methods = method
             config.pruning_seed = seed
@@ -129,7 +129,7 @@ class Bert:
 
     def teachers_of(self, method: str | list[str]) -> dict[Place, str]:
         """Which layer needs which teacher's scores."""
-        by_layer = methods.methods_by_layer(method, self.depth)
+        by_layer = methods.methods_by_layer(method, self.layers)
         pruned = [layer for layer, rate in enumerate(self.schedule) if rate > 0]
         return {layer: name for layer in pruned if (name := methods.teacher_of(by_layer[layer]))}
 
@@ -186,16 +186,16 @@ def own_copy(state: State) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def rates(settings: BertSettings, depth: int, kind: str, script: str) -> list[float]:
-    """The schedule of the settings, for a BERT of `depth` layers. Raises UserError if it, or a list of
+def rates(settings: BertSettings, dense_layers: int, kind: str, script: str) -> list[float]:
+    """The schedule of the settings, for a BERT of `dense_layers` layers. Raises UserError if it, or a list of
     methods, does not fit the layers of a pruned model."""
-    given, layers = settings.pruning_schedule, settings.layers or depth
-    if layers > depth:
-        raise UserError(f"layers in {script} is {layers}, and the BERT in bert/ has {depth}")
-    schedule = schedules.resolve(given, depth, kind)
+    given, layers = settings.pruning_schedule, settings.layers or dense_layers
+    if layers > dense_layers:
+        raise UserError(f"layers in {script} is {layers}, and the BERT in bert/ has {dense_layers}")
+    schedule = schedules.resolve(given, dense_layers, kind)
     advice = f"it needs one rate for each layer, such as {[0, 0.5, *[0] * (layers - 2)][:layers]}"
-    if settings.layers and 0 < len(schedule) <= depth:
-        advice += f", or layers = {None if len(schedule) == depth else len(schedule)}"
+    if settings.layers and 0 < len(schedule) <= dense_layers:
+        advice += f", or layers = {None if len(schedule) == dense_layers else len(schedule)}"
     if isinstance(given, str):
         if settings.layers not in (None, len(schedule)):
             has = f"pruning_schedule {given!r} is for {len(schedule)} layers of this BERT, layers is {layers}"

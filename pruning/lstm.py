@@ -48,7 +48,7 @@ class Lstm:
     name = "LSTM"
     teachers = LSTM_TEACHERS
     special_tokens = ()
-    layers = depth = 1
+    layers = dense_layers = 1
     pruned_layers = ("the LSTM",)
     sentences = staticmethod(sentences)
     method_name = staticmethod(str)  # in records and tables

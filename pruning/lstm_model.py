@@ -224,7 +224,7 @@ def left_behind(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor, kept: Te
 
 
 def takes_steps(model: PrunedLstmClassifier, rows: int, words: int) -> bool:
-    """Whether evaluation takes single steps, for so many sentences of so many words."""
+    """Whether evaluation takes single steps, for `rows` sentences of up to `words` words."""
     pays = words <= FEW_STEPS or (rows >= MANY_ROWS and model.reads_tables)
     return pays and model.fast and not model.packed and model.embedding.weight.device.type == "cpu"
 

@@ -47,7 +47,7 @@ class Ways:
     filled: bool
 
     def pads(self, lengths: Sequence[int], width: int) -> bool:
-        """Whether rows of so many tokens are filled up to `width`."""
+        """Whether rows of these lengths are filled up to `width`."""
         if not self.unpad or not min(lengths):
             return True
         return self.call_cost is not None and keeps_padding(lengths, width, self.call_cost)

@@ -71,14 +71,14 @@ class Pruner(nn.Module):
         """Tells how often each word stands in the training text. counts: (V',), V' at most V."""
 
     def resize(self, vocab_size: int) -> None:
-        """The model has so many words from here on."""
+        """The model has another number of words from here on."""
 
     def flops(self, rows: int, width: int) -> int:
-        """FLOPs of the scores of one batch: so many sequences, padded to `width`."""
+        """FLOPs of the scores of one batch: `rows` sequences, padded to `width`."""
         return 0
 
     def table_flops(self, tokens: int) -> int:
-        """FLOPs of the scores of so many tokens from a table of words, in place of the first product."""
+        """FLOPs of the scores of `tokens` tokens from a table of words, in place of the first product."""
         return 0
 
 

@@ -54,7 +54,7 @@ def evaluation_of(
 ) -> Evaluation:
     """Metrics and token-layers of one split. kept: (N, L) tokens that each layer processed, or None."""
     task, labels = experiment.data.task, examples.labels.tolist()
-    dense = int(examples.lengths.sum()) * experiment.builder.layers
+    dense = int(examples.lengths.sum()) * experiment.builder.dense_layers
     return {
         "examples": len(examples),
         "metrics": metrics.compute(task, labels, predictions),

@@ -65,7 +65,7 @@ def is_whole(folder: Path, files: dict[str, int] | None) -> bool:
 
 
 def check_room(folder: Path, sizes: Sequence[int]) -> None:
-    """Prints what models of so many bytes of weights will take. Raises UserError if the disk lacks it."""
+    """Prints what models with these bytes of weights will take. Raises UserError if the disk lacks it."""
     total = int(REST * sum(sizes))
     if not total:
         return

@@ -38,7 +38,7 @@ def token_layers(schedule: Sequence[float]) -> float:
 
 
 def resolve(schedule: str | Sequence[float], layers: int, kind: str) -> list[float]:
-    """The list that a setting stands for: itself, or the default of that name for a BERT of so many layers
+    """The list that a setting stands for: itself, or the default of that name for a BERT of `layers` layers
     and this kind of examples, "sentence" or "pair"; it may have fewer rates than there are layers. Raises
     ValueError for an unknown name."""
     if not isinstance(schedule, str):
@@ -58,14 +58,14 @@ def check_name(name: str) -> None:
 
 
 def stretched(schedule: Sequence[float], layers: int) -> list[float]:
-    """The schedule that leaves as many tokens alive at the same depth of a BERT of so many layers."""
+    """The schedule that leaves as many tokens alive at the same depth of a BERT of `layers` layers."""
     shares = alive(schedule)
     wanted = [shares[layer * len(shares) // layers] for layer in range(layers)]
     return [round(1 - now / before, 3) if before else 0 for before, now in pairwise([1.0, *wanted])]
 
 
 def draw(layers: int, share: float, rng: random.Random, fewest: int | None = None) -> list[float]:
-    """A schedule at random that keeps about `share` of the token-layers of so many layers.
+    """A schedule at random that keeps about `share` of the token-layers of `layers` layers.
 
     It has `fewest` to `layers` rates (None: one for each layer), all depths as likely, and up to half of the
     schedules leave [CLS] alone in the last of their layers. Of the layers before, about half prune; how hard

@@ -28,8 +28,8 @@ from pruning.records import DENSE
 from pruning.store import claim
 from pruning.tasks import GLUE
 from pruning.training import Curve, Inputs
-from studies import comparison_tables as tables
-from studies import tables as study_tables
+from studies import comparison_tables as compare
+from studies import tables
 from studies.comparison_tables import LONGER, Record, Table
 
 # ----------------------------------------------------------------------------------------------
@@ -135,9 +135,9 @@ class Piece(NamedTuple):
 
 def published() -> dict[str, Record]:
     """Key → record of the study as it is published."""
-    if not (study_tables.PUBLISHED / f"{STUDY}.json").is_file():
+    if not (tables.PUBLISHED / f"{STUDY}.json").is_file():
         return {}
-    return {record["key"]: record for record in study_tables.published(STUDY)["records"]}
+    return {record["key"]: record for record in tables.published(STUDY)["records"]}
 
 
 def all_pieces() -> list[Piece]:
@@ -276,7 +276,7 @@ def timed(pieces: list[Piece]) -> Record:
     for piece in lines:
         built: Any = piece.experiment.builder.build(piece.method, experiment.seed, dense.state_dict())
         calibrate(piece.experiment, built.to(device))
-        models[tables.name_of((piece.name, piece.budget))] = built
+        models[compare.name_of((piece.name, piece.budget))] = built
     examples = results.timing_subset(experiment.data.splits["dev"], TIMED)
     dtype = devices.weights_type(experiment.accelerator)
     models = {name: timing.with_weights(model, device, dtype) for name, model in models.items()}
@@ -304,17 +304,17 @@ def report(found: list[Record], clock: list[Record], labels: dict[str, list[floa
         labels: of each task's dev set.
     """
     recipe = {budget: next(iter(by_name)) for budget, by_name in lines.items()}
-    intervals = tables.intervals(found, labels, recipe, bootstrap_draws)
+    intervals = compare.intervals(found, labels, recipe, bootstrap_draws)
     parts = {
-        "lines": tables.comparison_table(found, intervals),
-        "against each other": tables.pairs_table(found, intervals),
-        "what was asked": tables.asked_table(found, recipe),
-        "by length": tables.lengths_table(found),
-        "processor seconds": tables.costs_table(found),
-        "by the clock": tables.speed_table(clock),
+        "lines": compare.comparison_table(found, intervals),
+        "against each other": compare.pairs_table(found, intervals),
+        "what was asked": compare.asked_table(found, recipe),
+        "by length": compare.lengths_table(found),
+        "processor seconds": compare.costs_table(found),
+        "by the clock": compare.speed_table(clock),
     }
     picture = records.RECORDS / STUDY / f"{STUDY}.png"
-    plots.write_comparison(picture, tables.series_of(found, recipe), list(labels))
+    plots.write_comparison(picture, compare.series_of(found, recipe), list(labels))
     publish(STUDY, parts, recipe=recipe, records=found + clock, intervals=intervals)
 
 

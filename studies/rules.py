@@ -64,7 +64,7 @@ def frozen(experiment: Experiment, chosen: Settings) -> Record:
         oracles, students: schedule → rule → metric on the dev set; token_layers_kept: schedule → share;
         dense: the dense model's metric.
     """
-    depth, dense, dev = experiment.builder.layers, experiment.dense(), experiment.data.splits["dev"]
+    depth, dense, dev = experiment.builder.dense_layers, experiment.dense(), experiment.data.splits["dev"]
     rates = {name: schedules.stretched(each, depth) for name, each in chosen.frozen_schedules.items()}
     layers = [layer for layer in range(depth) if any(schedule[layer] for schedule in rates.values())]
     own = {"pruning_schedule": [0.5 * (layer in layers) for layer in range(depth)]}

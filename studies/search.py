@@ -103,7 +103,7 @@ def rounded(schedule: Sequence[float]) -> Schedule:
 
 
 def plain(layers: int, fewest: int, kept_shares: Sequence[float]) -> list[Schedule]:
-    """Schedules that anyone would try, of up to so many layers: nothing pruned, the last layers left out;
+    """Schedules that anyone would try, of up to `layers` layers: nothing pruned, the last layers left out;
     [CLS] alone from a layer on; and, at some depths, the same rate everywhere, everywhere but before the
     first layer or the first two, and once only, before the first layer or the second."""
     found = [(0.0,) * depth for depth in range(fewest, layers)]
@@ -126,7 +126,7 @@ def search(supernets: list[Supernet]) -> tuple[Points, list[Schedule]]:
         slowest first.
     """
     experiment, points = supernets[0].experiment, Points()
-    chosen, layers, rng = experiment.settings, experiment.builder.depth, random.Random(experiment.seed)
+    chosen, layers, rng = experiment.settings, experiment.builder.layers, random.Random(experiment.seed)
     names, fewest = [f"layer {layer}" for layer in range(layers)], min(layers, chosen.fewest_layers or layers)
     first, starts = round(FIRST * chosen.evaluations), plain(layers, fewest, chosen.kept_shares)
     for part in supernets:

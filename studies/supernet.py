@@ -27,7 +27,7 @@ def trained(experiment: Experiment) -> Any:
 
     def train() -> dict[str, Tensor]:
         shares, ramp, fewest = chosen.kept_shares, chosen.ramp_share, chosen.fewest_layers
-        rates_at = schedules.at_random(builder.depth, shares, ramp, seed, fewest)
+        rates_at = schedules.at_random(builder.layers, shares, ramp, seed, fewest)
         model, _ = experiment.train_pruned(chosen.pruning_method, rates_at)
         return state_on_cpu(model)
 

@@ -77,7 +77,7 @@ def pick_batches(examples: Examples, size: int, tokens: int) -> list[Tensor]:
 
 
 def schedule_of(steps: Steps, layers: int) -> list[float]:
-    """A schedule of the settings for so many layers."""
+    """A schedule of the settings for `layers` layers."""
     rates = [0.0] * layers
     for where, rate in steps:
         rates[min(round(where * layers), layers - 1)] = rate

@@ -10,9 +10,8 @@ import PrepareGlue4Bert
 from pruning import records, timing
 from pruning.errors import UserError
 from pruning.teachers import BERT_TEACHERS
-from studies import comparison, rules
-from studies import comparison_tables as tables
-from studies import tables as study_tables
+from studies import comparison, rules, tables
+from studies import comparison_tables as compare
 
 SETTINGS = {
     "task_names": ["sst-2", "sts-b"],
@@ -38,7 +37,7 @@ FREE = {"random", "head", "tail", "frequency"}
 
 
 @pytest.fixture
-def compare(full_world, monkeypatch):
+def run_study(full_world, monkeypatch):
     """main() of a study, with small settings and whatever else is given."""
     PrepareGlue4Bert.main()
 
@@ -50,7 +49,7 @@ def compare(full_world, monkeypatch):
     return main
 
 
-def test_lines_are_trained_in_pieces_that_resume(compare, full_world, monkeypatch):
+def test_lines_are_trained_in_pieces_that_resume(run_study, full_world, monkeypatch):
     kept, passed = [], timing.pass_over
 
     def seen(model, inputs):
@@ -60,7 +59,7 @@ def test_lines_are_trained_in_pieces_that_resume(compare, full_world, monkeypatc
         passed(model, inputs)
 
     monkeypatch.setattr(timing, "pass_over", seen)
-    compare(task_names=["sst-2"], seeds=[0, 1], bootstrap_draws=2)
+    run_study(task_names=["sst-2"], seeds=[0, 1], bootstrap_draws=2)
     folder = full_world / "records/comparison"
     paths = sorted(folder.glob("*/*/record.json"))
     found = records.read_all("comparison")
@@ -89,14 +88,14 @@ def test_lines_are_trained_in_pieces_that_resume(compare, full_world, monkeypatc
     times = [path.stat().st_mtime_ns for path in paths]
     lost = next(path for path in paths if "random" in str(path))
     lost.unlink()
-    compare(task_names=["sst-2"], seeds=[0, 1], bootstrap_draws=2)
+    run_study(task_names=["sst-2"], seeds=[0, 1], bootstrap_draws=2)
     again = sorted(folder.glob("*/*/record.json"))
     changed = [path for path, was in zip(again, times, strict=True) if path.stat().st_mtime_ns != was]
     assert again == paths and changed == [lost]
 
 
-def test_the_report_is_what_is_published(compare, full_world, capsys):
-    compare()
+def test_the_report_is_what_is_published(run_study, full_world, capsys):
+    run_study()
     folder = full_world / "records/comparison"
     text = (folder / "tables.md").read_text()
     assert text.strip() in capsys.readouterr().out
@@ -107,24 +106,24 @@ def test_the_report_is_what_is_published(compare, full_world, capsys):
     against = {(i["line"], i["against"]) for i in study["intervals"]}
     assert ("2 layers, half updated, third", "first 1 layers, third") in against
     interval = next(i for i in study["intervals"] if i["line"] == "first 1 layers, third")
-    lines = tables.lines_of(study["records"])
-    against = next(line for line in lines if tables.name_of(line) == interval["against"])
-    change = tables.mean_of(lines["first 1 layers", "third"]) - tables.mean_of(lines[against])
+    lines = compare.lines_of(study["records"])
+    against = next(line for line in lines if compare.name_of(line) == interval["against"])
+    change = compare.mean_of(lines["first 1 layers", "third"]) - compare.mean_of(lines[against])
     assert interval["change"] == pytest.approx(change) and interval["seeds"] == [0]
     assert (folder / "comparison.png").stat().st_size > 10_000
 
 
-def test_published_lines_are_not_trained_again(compare, full_world, monkeypatch, tmp_path):
-    compare(task_names=["sst-2"], bootstrap_draws=2)
+def test_published_lines_are_not_trained_again(run_study, full_world, monkeypatch, tmp_path):
+    run_study(task_names=["sst-2"], bootstrap_draws=2)
     folder = full_world / "records/comparison"
     (folder / "comparison.json").rename(tmp_path / "comparison.json")
     text = (folder / "tables.md").read_text()
     folder.rename(full_world / "before")
-    monkeypatch.setattr(study_tables, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(tables, "PUBLISHED", tmp_path)
     monkeypatch.setattr(comparison, "train", lambda piece: pytest.fail(f"{piece.name} is trained"))
-    study_tables.published.cache_clear()
-    compare(task_names=["sst-2"], bootstrap_draws=2)
-    study_tables.published.cache_clear()
+    tables.published.cache_clear()
+    run_study(task_names=["sst-2"], bootstrap_draws=2)
+    tables.published.cache_clear()
     assert (folder / "tables.md").read_text().split("by the clock")[0] == text.split("by the clock")[0]
 
 
@@ -137,18 +136,18 @@ def test_published_lines_are_not_trained_again(compare, full_world, monkeypatch,
         ({"pruning_methods": ["head", "tail"]}, "line 1: a line has one method"),
     ],
 )
-def test_a_line_that_cannot_work_says_so_before_any_training(compare, full_world, changed, words):
+def test_a_line_that_cannot_work_says_so_before_any_training(run_study, full_world, changed, words):
     with pytest.raises(UserError, match=words):
-        compare(lines={"half": {"line 1": changed}})
+        run_study(lines={"half": {"line 1": changed}})
     assert not (full_world / "cache/bert/dense").exists()
 
 
-def test_rules_prune_the_same_dense_models(compare, full_world, monkeypatch, capsys):
+def test_rules_prune_the_same_dense_models(run_study, full_world, monkeypatch, capsys):
     for name, value in {"a": [0, 0.5, 0], "b": [0, 0.5, 0.5]}.items():
         monkeypatch.setitem(rules.frozen_schedules, name, value)
     monkeypatch.setattr(rules, "student_rows", 16)
     monkeypatch.setattr(rules, "student_epochs", 1)
-    compare(rules, task_names=["sst-2"])
+    run_study(rules, task_names=["sst-2"])
     [record] = records.read_all("rules")
     assert set(record["oracles"]["a"]) == FREE | set(BERT_TEACHERS)
     assert set(record["students"]["b"]) == set(BERT_TEACHERS)
