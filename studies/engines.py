@@ -44,8 +44,9 @@ from studies.workloads import Berts
 bert_shape = "BERT-Base"  # see workloads.SHAPES
 lengths_and_batches = [("sst-2", 1), ("sst-2", 8), ("sst-2", 32), ("128", 1)]  # see workloads.LENGTHS
 whole_layers = [5, 3, 2]  # behind them [CLS] goes on alone, and reads the other tokens as they are
-cuts = [(6, None), (4, None), (6, 3), (6, 2)]  # to BERT's first layers; how many of them whole (None: all)
-schedules = {  # that choose tokens: where, as a share of the layers, and the rate before that layer
+cuts = [(6, None), (5, None), (4, None), (6, 3), (6, 2)]  # to BERT's first layers; how many whole (None: all)
+recipes = [[0, 0.5, 0, 0, 0, 0], [0, 0.6, 0, 0, 0]]  # rates of cut BERTs, by the student, all tokens readable
+schedules = {  # of the whole BERT, tokens fused: where, as a share of the layers, and the rate before it
     "half": [(1 / 6, 0.4), (1 / 3, 0.3), (2 / 3, 0.3)],
     "heavy": [(1 / 6, 0.8), (1 / 2, 0.5)],
 }
@@ -77,6 +78,7 @@ class EngineSettings(Strict):
     lengths_and_batches: Annotated[list[tuple[Lengths, Count]], Field(min_length=1)]
     whole_layers: list[Count]
     cuts: list[tuple[Count, Count | None]]
+    recipes: list[Annotated[list[Share], Field(min_length=1)]]
     schedules: dict[str, list[tuple[Share, Share]]]
     trained_task: Annotated[str, known(GLUE)] | None
     trained_in: str
@@ -272,6 +274,9 @@ def random_models(chosen: EngineSettings) -> Builders:
     for layers, whole in [*((depth, whole) for whole in chosen.whole_layers), *chosen.cuts]:
         steps = [] if whole is None else [(whole / layers, 1.0)]
         models[name_of(layers, depth, whole)] = partial(berts.pruned, steps, "head", "readable", layers)
+    for rates in chosen.recipes:
+        steps = [(layer / len(rates), rate) for layer, rate in enumerate(rates)]
+        models[name_of_rates(rates, depth)] = partial(berts.pruned, steps, RECIPE, "readable", len(rates))
     for name, steps in chosen.schedules.items():
         models[f"{name}, {RECIPE}"] = partial(berts.pruned, steps, RECIPE)
     return models
@@ -284,6 +289,15 @@ def name_of(layers: int, depth: int, whole: int | None) -> str:
     return ", ".join(parts) or DENSE
 
 
+def name_of_rates(rates: Sequence[float], depth: int) -> str:
+    """rates: one for each layer."""
+    pruned = {layer: rate for layer, rate in enumerate(rates) if rate > 0}
+    if [*pruned.values()] in ([], [1]):
+        return name_of(len(rates), depth, next(iter(pruned), None))
+    steps = [f"{rate:g} before layer {layer}" for layer, rate in pruned.items()]
+    return ", ".join([f"cut to {len(rates)}"] * (len(rates) < depth) + steps)
+
+
 def trained_models(task: str) -> Builders:
     """The BERTs of a task that runs kept in the current folder; of two with one name the first by path."""
     paths = sorted((records.RECORDS / "BERT" / task).glob(f"*/{saved.MODEL}/{saved.CONFIG}"))
@@ -291,13 +305,7 @@ def trained_models(task: str) -> Builders:
     depth = max((config["num_hidden_layers"] for config in configs), default=0)
     models: Builders = {}
     for path, config in zip(paths, configs, strict=True):
-        layers, rates = config["num_hidden_layers"], config.get("pruning_schedule") or []
-        pruned = {layer: rate for layer, rate in enumerate(rates) if rate > 0}
-        if [*pruned.values()] in ([], [1]):
-            name = name_of(layers, depth, next(iter(pruned), None))
-        else:
-            steps = [f"{rate:g} before layer {layer}" for layer, rate in pruned.items()]
-            name = ", ".join([f"cut to {layers}"] * (layers < depth) + steps)
+        name = name_of_rates(config.get("pruning_schedule") or [0] * config["num_hidden_layers"], depth)
         models.setdefault(name, partial(lambda folder: saved.load(folder).model, path.parent))
     return models
 

@@ -23,6 +23,7 @@ SMALL = {
     "lengths_and_batches": [("sst-2", 4)],
     "whole_layers": [1],
     "cuts": [(1, None)],
+    "recipes": [[0, 0.5]],
     "schedules": {},
     "trained_batch_sizes": [2],
     "tokens_a_pass": 60,
@@ -89,7 +90,7 @@ def test_all_of_it_runs_with_a_model_that_was_kept(run, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {"record.json", "tables.md", "front.png"}
     record = json.loads((folder / "record.json").read_text())
     random, trained = record["cells"]
-    assert [*random["rows"]] == [STOCK, DENSE, "1 whole", "cut to 1"]
+    assert [*random["rows"]] == [STOCK, DENSE, "1 whole", "cut to 1", "cut to 2, 0.5 before layer 1"]
     assert [*trained["rows"]] == [STOCK, DENSE, "1 whole"] and [*record["judged"]] == [DENSE, "1 whole"]
     for by_engine in record["judged"].values():
         for engine, found in by_engine.items():
