@@ -88,13 +88,12 @@ def answers(run: Run, examples: Examples, groups: Sequence[Tensor]) -> Answers:
 
 
 class Difference(NamedTuple):
-    """Examples that keep other tokens because two scores at a cut differ by less than TIE; of the others,
-    those that keep other tokens, those of another class, and the greatest difference of logits."""
+    """Between two engines' answers to the same examples."""
 
-    ties: int
-    sets: int
-    classes: int
-    logits: float
+    ties: int  # examples that keep other tokens because two scores at a cut differ by less than TIE
+    sets: int  # of the rest: those that keep other tokens,
+    classes: int  # those of another class,
+    logits: float  # and the greatest difference of logits
 
     @property
     def is_small(self) -> bool:

@@ -95,7 +95,8 @@ class Bert:
         of_pruning = {"removed_tokens": self.removed_tokens, "layers": self.layers}
         self.pruning_fields: dict[str, Any] = {"pruning": self.schedule, **of_pruning}
         self.pruning_text = f"{self.schedule}, {self.removed_tokens}"
-        self.pruned_layers = [f"layer {layer}" for layer, rate in enumerate(self.schedule) if rate > 0]
+        self.pruned = [layer for layer, rate in enumerate(self.schedule) if rate > 0]
+        self.pruned_layers = [f"layer {layer}" for layer in self.pruned]
 
     def __str__(self) -> str:
         kept = schedules.token_layers(self.schedule) * self.layers / self.dense_layers
@@ -123,15 +124,12 @@ class Bert:
         """A method's name in records and tables."""
         if isinstance(method, str):
             return method
-        return (
-            " + ".join(m for m, rate in zip(method, self.schedule, strict=True) if rate > 0) or "no pruning"
-        )
+        return " + ".join(method[layer] for layer in self.pruned) or "no pruning"
 
     def teachers_of(self, method: str | list[str]) -> dict[Place, str]:
         """Which layer needs which teacher's scores."""
         by_layer = methods.methods_by_layer(method, self.layers)
-        pruned = [layer for layer, rate in enumerate(self.schedule) if rate > 0]
-        return {layer: name for layer in pruned if (name := methods.teacher_of(by_layer[layer]))}
+        return {layer: name for layer in self.pruned if (name := methods.teacher_of(by_layer[layer]))}
 
     def dense_variants(self, dense: nn.Module) -> dict[str, nn.Module]:
         """What a pruned model is timed beside: variant → model."""

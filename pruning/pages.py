@@ -92,9 +92,8 @@ def link(record: dict[str, Any]) -> str | None:
 
 
 def best(found: list[Line]) -> list[set[str]]:
-    """For each line the columns in which it is the best of its model, task and split, as far as the figures
-    are printed. Upper bounds take no part, what is not pruned only in "value"; where all are equal none is
-    best."""
+    """For each line the columns in which it is the best of its model, task and split; lines that print the
+    same are all best, unless all do. Upper bounds take no part, what is not pruned only in "value"."""
     rivals: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, line in enumerate(found):
         if not line.runs[0]["untimed"]:

@@ -22,7 +22,7 @@ from pruning.training import Inputs
 
 Evaluation = dict[str, Any]
 OUTCOMES = ("pruned wrong, dense right", "pruned right, dense wrong", "both right or both wrong")
-ALONE = ("wrong", "right")  # outcomes of a dense run
+DENSE_OUTCOMES = ("wrong", "right")
 SINGLES = 8  # examples that are timed one by one
 
 
@@ -183,7 +183,11 @@ def _shown(
 ) -> dict[str, Any]:
     """Examples of the dev set with what was dropped of them, first those that pruning got wrong and dense got
     right; and how many there are of each outcome in the whole set. dense: the record of the dense run."""
-    task, dev, names = experiment.data.task, experiment.data.splits["dev"], OUTCOMES if dense else ALONE
+    task, dev, names = (
+        experiment.data.task,
+        experiment.data.splits["dev"],
+        OUTCOMES if dense else DENSE_OUTCOMES,
+    )
     dense_predictions = dense["splits"]["dev"]["predictions"] if dense else predictions
     right, dense_right = _right(experiment, predictions), _right(experiment, dense_predictions)
     outcomes = [2 if dense and own == other else own for own, other in zip(right, dense_right, strict=True)]
