@@ -121,6 +121,7 @@ def _sentences(model: Any, mask: Tensor) -> int:
     return recurrence + model.pruner.flops(rows, width) + fusion
 
 
+# Type of a model → its FLOPs on a batch
 FORMULAS: dict[type, Callable[[Any, Batch], int]] = {
     BertForSequenceClassification: stock_bert,
     PrunedBertForSequenceClassification: pruned_bert,
