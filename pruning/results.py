@@ -183,11 +183,8 @@ def _shown(
 ) -> dict[str, Any]:
     """Examples of the dev set with what was dropped of them, first those that pruning got wrong and dense got
     right; and how many there are of each outcome in the whole set. dense: the record of the dense run."""
-    task, dev, names = (
-        experiment.data.task,
-        experiment.data.splits["dev"],
-        OUTCOMES if dense else DENSE_OUTCOMES,
-    )
+    task, dev = experiment.data.task, experiment.data.splits["dev"]
+    names = OUTCOMES if dense else DENSE_OUTCOMES
     dense_predictions = dense["splits"]["dev"]["predictions"] if dense else predictions
     right, dense_right = _right(experiment, predictions), _right(experiment, dense_predictions)
     outcomes = [2 if dense and own == other else own for own, other in zip(right, dense_right, strict=True)]
