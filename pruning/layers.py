@@ -111,7 +111,7 @@ def run_stock_layers(
     """The same by the stock layers. Tokens that are only read are computed too, and then put back."""
     unpadding, queries = tokens.unpadding, tokens.queries
     states = unpadding.unflatten(tokens.states)
-    mask = None if unpadding.mask is None else unpadding.mask[:, 0, 0]
+    mask = None if unpadding.mask is None else unpadding.mask[:, 0, 0] == 0
     attention_mask = create_bidirectional_mask(config, states, mask)  # as stock's attention wants it
     for layer in segment:
         computed = layer(states, attention_mask, **kwargs)
@@ -242,7 +242,8 @@ def absorbed(attention: BertSelfAttention, query: Tensor, states: Tensor, unpadd
         if torch.is_grad_enabled():  # several processes wait for a gradient of every parameter
             scores = scores + 0 * attention.key.bias.sum()
         if unpadding.mask is not None:
-            scores = scores.masked_fill(~unpadding.mask[:, 0], -torch.inf)
+            mask = unpadding.mask[:, 0]
+            scores = scores.masked_fill(~mask if mask.dtype == torch.bool else mask < 0, -torch.inf)
         mixed = scores.softmax(dim=2).to(x.dtype) @ x  # (rows, heads · updated, H)
         mixed = mixed.view(rows, heads, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
         output = (mixed @ to_value.transpose(1, 2)).transpose(0, 1).reshape(-1, heads * size)

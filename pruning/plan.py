@@ -209,7 +209,7 @@ class FlatTokens:
             steps.append(start.step(before, lengths))
             before = steps[-1].layout
         _send([start.tables, *(step.tables for step in steps)], ways.device)
-        unpadding = Unpadding.of(start.layout, start.tables)
+        unpadding = Unpadding.of(start.layout, start.tables, states.dtype)
         return cls(unpadding.flatten(states), unpadding, Trail(start, start.layout), steps)
 
     @property
@@ -277,7 +277,7 @@ class FlatTokens:
         if start.ways.readable:
             unpadding = self.unpadding.with_queries(start.layout, step.layout, step.tables.get("ends"))
             return replace(new, queries=trail.slots, unpadding=unpadding)
-        unpadding = Unpadding.of(step.layout, step.tables)
+        unpadding = Unpadding.of(step.layout, step.tables, self.states.dtype)
         states = self.states.index_select(0, kept)
         if fusion is not None:
             mean = nn.functional.embedding_bag(gone, self.states, step.tables["bags"], mode="mean")  # (R, H)

@@ -96,7 +96,7 @@ class Layout:
         """What the attention needs, as `Unpadding` has it. varlen: whether one call serves all lengths."""
         found = {"first": self.first}
         if self.padded and not self.real.all():
-            found["mask"] = self.real[:, None, None]
+            found["mask"] = np.where(self.real, np.float32(0), np.float32(-np.inf))[:, None, None]
         elif varlen:
             counts = [self.lengths, np.ones_like(self.lengths)]
             found["ends"] = np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))).astype(np.int32)
@@ -186,7 +186,8 @@ class Unpadding:
         first: (B,) int64, the first real token of each sequence as it lies now.
         index: (N,) int64, each flat token's place in the padded batch, b · T + t.
         back: (B,) int64, which flat sequence is the b-th of the batch; None: they lie in its order.
-        mask: (B, 1, 1, T) bool for the attention, True at real tokens; None where no padding is left.
+        mask: (B, 1, 1, T) for the attention, 0 at real tokens and -∞ elsewhere (of booleans it would make
+            numbers in each layer), or in a traced graph bool, True at real tokens; None without padding.
         ends: (B + 1,) int32, where sequences end, of the tokens that are updated, of those that are read, and
             of one token of each; where one call of the attention serves all lengths (varlen).
         typical: stands for `groups` where it is to be decided what pays, in a graph that leaves sizes free.
@@ -202,16 +203,16 @@ class Unpadding:
     typical: Groups | None = None
 
     @classmethod
-    def of(cls, layout: Layout, tables: dict[str, Tensor]) -> "Unpadding":
-        """tables: `Layout.arrays` on the device; perhaps `index` and `back`."""
-        ends = tables.get("ends")
+    def of(cls, layout: Layout, tables: dict[str, Tensor], dtype: torch.dtype) -> "Unpadding":
+        """tables: `Layout.arrays` on the device; perhaps `index` and `back`. dtype: of the states."""
+        mask, ends = tables.get("mask"), tables.get("ends")
         return cls(
             layout.real.shape,
             groups_of(layout, layout),
             tables["first"],
             tables.get("index"),
             tables.get("back"),
-            tables.get("mask"),
+            None if mask is None else mask.to(dtype),
             None if ends is None else (ends[0], ends[0], ends[1]),
         )
 

@@ -82,8 +82,10 @@ def cells_by_task(
 
 
 def better_dense(lines: dict[Line, Answers]) -> Line:
-    """Of the dense model and the dense model trained on, the one with the higher mean."""
-    return max((line for line in lines if line[0].startswith(DENSE)), key=lambda line: mean_of(lines[line]))
+    """Of the dense model and the dense model trained on, which has to have all its seeds, the one with the
+    higher mean."""
+    whole = [line for line, answers in lines.items() if answers.keys() >= lines[DENSE, ""].keys()]
+    return max((line for line in whole if line[0].startswith(DENSE)), key=lambda line: mean_of(lines[line]))
 
 
 def in_common(ours: Answers, theirs: Answers, without: Iterable[str] = ()) -> tuple[Answers, Answers]:

@@ -144,7 +144,7 @@ def test_sequences_of_one_length_lie_side_by_side():
 def test_padding_stays_where_removing_it_costs_more():
     tokens = flat_tokens(MASKS["nearly full"])
     assert tokens.unpadding.index is None and tokens.unpadding.groups == [(3, 3, 3)]
-    assert tokens.unpadding.mask[:, 0, 0].int().tolist() == MASKS["nearly full"]
+    assert (tokens.unpadding.mask[:, 0, 0] == 0).int().tolist() == MASKS["nearly full"]
     assert tokens.unpadding.first.tolist() == [0, 3, 7]
     assert flat_tokens(MASKS["nearly full"][:2]).unpadding.mask is None
     assert flat_tokens(torch.zeros(2, 40)).unpadding.index is None  # nothing to lay end to end

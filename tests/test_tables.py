@@ -73,6 +73,13 @@ def test_held_out_rows_have_a_column_where_all_lines_were_asked(comparison):
     assert "held-out mean" not in comparison_tables.comparison_table(comparison, [])[0]
 
 
+def test_the_better_dense_model_has_all_seeds(comparison):
+    better = comparison_tables.better_dense
+    assert better(comparison_tables.lines_of(comparison)) == ("dense, trained on", "")
+    fewer = [r for r in comparison if (r["method"], r["seed"]) != ("dense, trained on", 1)]
+    assert better(comparison_tables.lines_of(fewer)) == ("dense", "")
+
+
 def test_lines_stand_by_token_layers_then_by_their_mean(comparison):
     _, rows = comparison_tables.comparison_table(comparison, [])
     assert [row[0] for row in rows[:2]] == ["dense, trained on", "dense"]
