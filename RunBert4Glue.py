@@ -17,9 +17,7 @@ from pruning.tasks import GLUE
 # One pruning rate for each layer, in [0, 1]: the share of the tokens still alive that is removed before that
 # layer. 0 builds no pruner there. Or "half", "third", "fifth", with layers = None: a list for so much work.
 pruning_schedule = [0, 0.5, 0, 0, 0, 0]
-layers = (
-    6  # a pruned model has the first 6 layers of the BERT in bert/; None: all of them, with as many rates
-)
+layers = 6  # of a pruned model: the first 6 of the BERT in bert/; None: all of them, with as many rates
 
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency",
 # "gradient x input student", "attention rollout student", "ideal emission rate student", "column mean",

@@ -193,11 +193,9 @@ def _shown(
         return {"outcomes": {}, "shown": []}
     inputs = _test_set(experiment, trained.method, dev.take(torch.tensor(rows)))
     sentences: dict[int, list[dict[str, list]]] = {}
+    told = experiment.builder.sentences, experiment.data.vocabulary, inputs.examples
     for part, output in training.outputs(trained.model, inputs, **experiment.evaluating):
-        examples = inputs.examples.take(part)
-        for i, place in enumerate(part.tolist()):
-            words = experiment.builder.sentences(experiment.data.vocabulary, examples, i, output.kept)
-            sentences[place] = words
+        sentences |= saved.words_by_row(*told, part, output.kept)
     answer = "{:.2f}".format if task.is_regression else task.label_name
     shown = [
         {

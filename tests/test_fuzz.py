@@ -80,9 +80,8 @@ def test_a_damaged_task_is_refused_in_a_sentence_that_names_the_script(in_tmp, m
     assert not caches.is_current(path, written["settings"], written["fingerprints"])
     with pytest.raises(UserError) as error:
         caches.open_task(model, GLUE["mrpc"])
-    assert sentence_of(error.value).endswith(f"Run: python PrepareGlue4{model.title()}.py") and str(
-        path
-    ) in str(error.value)
+    sentence = sentence_of(error.value)
+    assert sentence.endswith(f"Run: python PrepareGlue4{model.title()}.py") and str(path) in sentence
 
 
 KEPT = {  # what a runner keeps

@@ -261,7 +261,11 @@ def test_a_shell_gets_label_probability_and_dropped_words(kept, capsys):
     folder = folders("BERT", "sst-2")["head"]
     capsys.readouterr()
     predict.main([str(folder), "--words", "the film was good"])
-    [answer, *words_lines] = capsys.readouterr().out.splitlines()
+    option_first = capsys.readouterr().out
+    predict.main([str(folder), "the film was good", "--words"])
+    printed = capsys.readouterr().out
+    assert printed == option_first
+    [answer, *words_lines] = printed.splitlines()
     label, probability, text = answer.split("\t")
     assert (
         label in ("negative", "positive") and 0.5 <= float(probability) <= 1 and text == "the film was good"
