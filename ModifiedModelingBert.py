@@ -2,14 +2,14 @@
 imported from here; no file of the installed library is overwritten.
 
     model = PrunedBertForSequenceClassification.from_pretrained(
-        "bert", num_labels=2, pruning_schedule=[0, 0, 0.5, 0, 0.5, 0], pruning_methods="head")
+        "bert", removed_tokens="readable", pruning_schedule=[0, 0, 0.5, 0, 0.5, 0], pruning_methods="head")
 
 Modifications of transformers 5.23, class by class:
 
     PrunedBertConfig                     a model_type and four fields more, saved in config.json
-    PrunedBertEncoder.forward            the loop over the layers, on flat tokens (`pruning.plan`): before one
-                                         with a pruner they are scored, chosen and gathered; layers between
-                                         two pruners run on the fast paths of `pruning.layers`
+    PrunedBertEncoder.forward            the loop over the layers, on flat tokens (`pruning.tokens`): before
+                                         one with a pruner they are scored, chosen and gathered; layers
+                                         between two pruners run on the fast paths of `pruning.layers`
     PrunedBertModel.forward              hands the encoder the token ids and the 2-D mask
     PrunedBertModel.set_input_embeddings also tells the pruners how many words there are
     PrunedBertForSequenceClassification  takes teacher_scores; asks for [CLS] alone, so that the last layer
@@ -38,12 +38,12 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from pruning.layers import FastPaths, needs_stock_layers, run_layers, run_stock_layers, ways_of
+from pruning.layers import FastPaths, layout_options, needs_stock_layers, run_layers, run_stock_layers
 from pruning.losses import task_loss
 from pruning.methods import BERT_METHODS, methods_by_layer, prune
-from pruning.plan import FlatTokens, Kept, Trail, mask_on_host
 from pruning.pruners import PrunerConfig
 from pruning.selection import TokenFusion, check_schedule
+from pruning.tokens import FlatTokens, Kept, Trail, mask_on_host
 
 
 @strict
@@ -81,8 +81,8 @@ class PrunedBertOutput(BaseModelOutputWithPooling):
 
     Attributes:
         kept: for each of the L layers (B, Tₗ) int64, the positions in the sentence (padding not counted)
-            of the tokens that it processed; -1 where an example has fewer. None without a pruner. No field:
-            pipelines look for an example in each field.
+            of the tokens that it processed; -1 where an example has fewer. None without a pruner. It has no
+            annotation, so that it is no field: pipelines cut every field into examples.
         pruning_loss: scalar, the mean ranking loss of the students; None unless they are training.
     """
 
@@ -157,18 +157,20 @@ class PrunedBertEncoder(BertEncoder):
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
         paths = None if needs_stock_layers(self, kwargs) else self.fast_paths
-        ways = ways_of(self, hidden_states, paths)
+        options = layout_options(self, hidden_states, paths)
         real = mask_on_host(hidden_states, attention_mask, lengths)
-        tokens = FlatTokens.start(hidden_states, real, input_ids, self.rates(), ways)
+        tokens = FlatTokens.start(hidden_states, real, input_ids, self.rates(), options)
         trails: list[Trail] = []
         losses: list[Tensor] = []
         for start, end in self.segments():
             if (rate := self.rates()[start]) > 0:
                 pruner: Any = self.pruners[str(start)]
                 fusion: Any = self.fusions[str(start)] if self.fusions else None
-                known = {"layer": self.layer[start], "teacher_scores": (teacher_scores or {}).get(start)}
-                tokens, loss = prune(pruner, tokens, rate, fusion=fusion, **known)
-                losses += [] if loss is None else [loss]
+                teacher = (teacher_scores or {}).get(start)
+                asked = {"layer": self.layer[start], "teacher_scores": teacher, "fusion": fusion}
+                tokens, loss = prune(pruner, tokens, rate, **asked)
+                if loss is not None:
+                    losses.append(loss)
             trails += [tokens.trail] * (end - start)
             segment, last = self.layer[start:end], only_first and end == len(self.rates())
             if paths is None:

@@ -53,14 +53,13 @@ save_models = True  # keep each run's model beside its record
 def main() -> None:
     accelerator = devices.pick_device()
     block = settings.Block.read(globals(), settings.BertSettings)
-    chosen = {name: block.for_task(name) for name in block.task_names()}  # checked before any work
     pretrained = bert.Pretrained.read()
     devices.say(str(pretrained))
 
     experiments = []  # one for each task and seed
-    for data in bert.open_tasks(pretrained, [GLUE[name] for name in chosen]):
-        values = chosen[data.task.name]
-        builder = bert.Bert(pretrained, data, values, block.script)
+    for data in bert.open_tasks(pretrained, [GLUE[name] for name in block.task_names()]):
+        values = block.for_task(data.task.name)
+        builder = bert.BertBuilder(pretrained, data, values, block.script)
         devices.say(f"Schedule of {data.task.name}: {builder}")
         experiments += [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]
 
@@ -68,7 +67,7 @@ def main() -> None:
         trained = experiment.train(method)  # "dense": fine-tuned from bert/; a pruned one: from the dense
         evaluations = results.evaluate(experiment, trained)
         timings = results.time_beside_dense(experiment, trained)
-        results.record(experiment, trained, evaluations, timings)
+        results.write_record(experiment, trained, evaluations, timings)
     results.summarize(experiments)
 
 

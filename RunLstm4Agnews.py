@@ -42,7 +42,7 @@ def main() -> None:
     values = settings.Block.read(globals(), settings.LstmSettings).for_task(AGNEWS.name)
 
     data = caches.open_task("lstm", AGNEWS)
-    builder = lstm.Lstm(data, values)
+    builder = lstm.LstmBuilder(data, values)
     experiments = [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]
 
     for experiment in experiments:
@@ -51,7 +51,7 @@ def main() -> None:
         trained = experiment.train(method)  # "dense": from fresh weights; a pruned one: from the dense
         evaluations = results.evaluate(experiment, trained)
         timings = results.time_beside_dense(experiment, trained)
-        results.record(experiment, trained, evaluations, timings)
+        results.write_record(experiment, trained, evaluations, timings)
     results.summarize(experiments)
 
 

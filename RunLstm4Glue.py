@@ -41,12 +41,11 @@ save_models = True  # keep each run's model beside its record
 def main() -> None:
     accelerator = devices.pick_device()
     block = settings.Block.read(globals(), settings.LstmGlueSettings)
-    chosen = {name: block.for_task(name) for name in block.task_names()}  # checked before any work
 
     experiments = []  # one for each task and seed
-    for data in caches.open_tasks("lstm", [GLUE[name] for name in chosen]):
-        values = chosen[data.task.name]
-        builder = lstm.Lstm(data, values)
+    for data in caches.open_tasks("lstm", [GLUE[name] for name in block.task_names()]):
+        values = block.for_task(data.task.name)
+        builder = lstm.LstmBuilder(data, values)
         experiments += [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]
 
     for experiment in experiments:
@@ -55,7 +54,7 @@ def main() -> None:
         trained = experiment.train(method)  # "dense": from fresh weights; a pruned one: from the dense
         evaluations = results.evaluate(experiment, trained)
         timings = results.time_beside_dense(experiment, trained)
-        results.record(experiment, trained, evaluations, timings)
+        results.write_record(experiment, trained, evaluations, timings)
     results.summarize(experiments)
 
 

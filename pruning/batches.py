@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pruning.unpadding import move
+from pruning.plan import move
 
 OFFSETS = {"ids": "offsets", "second_ids": "second_offsets"}  # ragged column → its offsets, in a cache
 
@@ -44,8 +44,10 @@ class Ragged:
 
     def __getitem__(self, rows: Tensor) -> "Ragged":
         """A copy with only these rows, in this order."""
-        padded, mask = self.pad(rows)
-        return Ragged.of(padded[mask], self.lengths[rows], self.flat.dtype)
+        lengths = self.lengths[rows]
+        offsets = _totals(lengths)
+        moved = (self.offsets[rows] - offsets[:-1]).repeat_interleave(lengths)
+        return Ragged(self.flat[moved + torch.arange(len(moved))], offsets)
 
     @property
     def lengths(self) -> Tensor:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = (  # what a saved model runs elsewhere: these import each other and installed packages
     ROOT / "ModifiedModelingBert.py",
     *(ROOT / "pruning" / f"{module}.py" for module in ("selection", "losses", "teachers", "pruners")),
-    *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "plan", "unpadding")),
+    *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "plan", "unpadding", "tokens")),
 )
 OF_PRUNING = {"model_type", *PrunedBertConfig.__annotations__}  # what a stock configuration has not
 
@@ -76,9 +76,9 @@ def sentences(
     return [{"words": words, "dropped": dropped}]
 
 
-class Bert:
+class BertBuilder:
     """The BERTs of one task, dense and pruned by a `schedule` of one rate for each layer. `key_fields` decide
-    the outcome of every run, `pruning_fields` that of pruned ones besides."""
+    the outcome of every run, and `pruning_fields` too that of pruned ones."""
 
     name = "BERT"
     teachers = BERT_TEACHERS
@@ -88,7 +88,7 @@ class Bert:
     def __init__(self, pretrained: Pretrained, data: TaskData, settings: BertSettings, script: str):
         """Raises UserError, which names `script`, for a schedule or a list of methods that does not fit."""
         self.pretrained, self.data, self.dense_layers = pretrained, data, pretrained.layers
-        self.schedule = rates(settings, self.dense_layers, data.task.kind, script)
+        self.schedule = checked_schedule(settings, self.dense_layers, data.task.kind, script)
         self.layers = len(self.schedule)
         self.removed_tokens = settings.removed_tokens
         self.key_fields = pretrained.key_fields
@@ -120,11 +120,17 @@ class Bert:
         methods.set_frequencies(model, self.data.counts)
         return model
 
+    def methods_used(self, method: str | list[str]) -> list[str]:
+        """The methods of the layers that prune."""
+        return [method] if isinstance(method, str) else [method[layer] for layer in self.pruned]
+
+    def is_upper_bound(self, method: str | list[str]) -> bool:
+        """Whether a run cannot be deployed, because a teacher prunes."""
+        return any(map(methods.is_teacher, self.methods_used(method)))
+
     def method_name(self, method: str | list[str]) -> str:
         """A method's name in records and tables."""
-        if isinstance(method, str):
-            return method
-        return " + ".join(method[layer] for layer in self.pruned) or "no pruning"
+        return " + ".join(self.methods_used(method)) or "no pruning"
 
     def teachers_of(self, method: str | list[str]) -> dict[Place, str]:
         """Which layer needs which teacher's scores."""
@@ -162,7 +168,7 @@ class Bert:
 
 
 def load(folder: Path, _config: Any) -> tuple[nn.Module, list[str], Callable[[Rows], Examples]]:
-    """What `Bert.save` wrote: the model, its vocabulary, and what turns rows into its input."""
+    """What `BertBuilder.save` wrote: the model, its vocabulary, and what turns rows into its input."""
     if not (folder / "tokenizer.json").is_file():  # transformers would make up a vocabulary
         raise OSError("there is no tokenizer.json")
     model = PrunedBertForSequenceClassification.from_pretrained(folder, local_files_only=True)
@@ -184,21 +190,21 @@ def own_copy(state: State) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def rates(settings: BertSettings, dense_layers: int, kind: str, script: str) -> list[float]:
+def checked_schedule(settings: BertSettings, dense_layers: int, kind: str, script: str) -> list[float]:
     """The schedule of the settings, for a BERT of `dense_layers` layers. Raises UserError if it, or a list of
     methods, does not fit the layers of a pruned model."""
     given, layers = settings.pruning_schedule, settings.layers or dense_layers
     if layers > dense_layers:
         raise UserError(f"layers in {script} is {layers}, and the BERT in bert/ has {dense_layers}")
     schedule = schedules.resolve(given, dense_layers, kind)
-    advice = f"it needs one rate for each layer, such as {[0, 0.5, *[0] * (layers - 2)][:layers]}"
-    if settings.layers and 0 < len(schedule) <= dense_layers:
-        advice += f", or layers = {None if len(schedule) == dense_layers else len(schedule)}"
-    if isinstance(given, str):
+    if isinstance(given, str):  # a name chooses the number of layers too
         if settings.layers not in (None, len(schedule)):
             has = f"pruning_schedule {given!r} is for {len(schedule)} layers of this BERT, layers is {layers}"
             raise UserError(f"{has}: set layers = None at the top of {script}")
         layers = len(schedule)
+    advice = f"it needs one rate for each layer, such as {[0, 0.5, *[0] * (layers - 2)][:layers]}"
+    if settings.layers and 0 < len(schedule) <= dense_layers:
+        advice += f", or layers = {None if len(schedule) == dense_layers else len(schedule)}"
     try:
         selection.check_schedule(schedule, layers)
     except ValueError as error:
@@ -228,6 +234,8 @@ def open_tasks(pretrained: Pretrained, tasks: Sequence[Task]) -> list[TaskData]:
                 f"the cache of {name} has sequences of up to {length} tokens, the BERT in bert/ reads "
                 f"{config['max_position_embeddings']}. Edit max_length in {script} and run it again"
             )
+        if data.task.kind == "pair" and config["type_vocab_size"] < 2:
+            raise UserError(f"{name} has pairs of sentences, and the BERT in bert/ reads single ones only")
         if len(data.vocabulary) > config["vocab_size"]:
             raise UserError(
                 f"the vocabulary of {name}'s cache has {len(data.vocabulary)} words, the BERT in bert/ "

@@ -243,7 +243,7 @@ def fit(
     foreign = [name for name in named if name not in expected and not name.endswith(NO_WEIGHTS)]
     wrong = [why for name, shape in expected.items() if (why := _misfit(named.get(name), name, shape))]
     surplus = [name for name in foreign if name.removeprefix("bert.").startswith("encoder.layer.")]
-    wrong += [f"it has {name!r} besides" for name in surplus]
+    wrong += [f"it has an unexpected {name!r}" for name in surplus]
     if wrong:
         raise UserError(f"{weights_file} is no BERT as {config_file} describes it: {wrong[0]}")
     if foreign:

@@ -18,8 +18,10 @@ import io
 import json
 import os
 import pickle
+import platform
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ from pruning.tasks import TASKS, Task
 
 LAYOUT = b"sequence pruning, cache layout 2\n"
 CACHE = Path("cache")
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # folders may be shared with other machines
 SAMPLE_MARK = Path("data/SAMPLE")  # stands in the sample's data/, so that its records can say so
 DTYPES = {  # of the columns
     **dict.fromkeys(("ids", "second_ids", "second_starts"), torch.int32),
@@ -110,17 +113,17 @@ def _refusal(path: Path, error: OSError) -> UserError:
 
 
 def _temporary(path: Path) -> Path:
-    """A name in the same folder, which tells the process that writes there."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    """A name in the same folder, which tells the machine and the process that writes there."""
+    return path.with_name(f".{path.name}.{MACHINE}-{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files and folders of processes that were killed."""
+    """Removes the temporary files and folders of this machine's processes that were killed."""
     found: list[Path] = []
     with suppress(FileNotFoundError):  # another process removes them too
-        found += folder.rglob(".*.tmp")
+        found += folder.rglob(f".*.{MACHINE}-*.tmp")
     for path in found:
-        process = path.name.split(".")[-3]
+        process = path.name.split(".")[-3].removeprefix(f"{MACHINE}-")
         if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -160,7 +163,7 @@ def load(path: Path, prepared_by: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. {remedy}") from None
     if not data.startswith(LAYOUT):
-        raise UserError(f"{path} is no cache of this version. {remedy}")
+        raise UserError(f"{path} is not a cache of this version. {remedy}")
     checksum, _, body = data.removeprefix(LAYOUT).partition(b"\n")
     try:
         if hashlib.sha256(body).hexdigest().encode() == checksum:

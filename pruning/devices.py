@@ -101,5 +101,5 @@ class Memory:
                 self.parts *= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            same = "results are the same but for what dropout draws"
+            same = "results are the same but for what is drawn at random, and thresholds"
             tqdm.write(f"out of memory: batches go in {self.parts} parts from here on; {same}")

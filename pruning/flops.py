@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers import BertForSequenceClassification
 
 from ModifiedModelingBert import PrunedBertForSequenceClassification
-from pruning.layers import FastPaths, absorbing_pays, ways_of
+from pruning.layers import FastPaths, absorbing_pays, layout_options
 from pruning.lstm_model import PrunedLstmClassifier, takes_steps
-from pruning.plan import Start
+from pruning.plan import WholeBatch, groups_of
 from pruning.selection import count_kept
-from pruning.unpadding import groups_of
 
 Batch = dict[str, Tensor]
 
@@ -67,8 +66,8 @@ def pruned_bert(model: Any, batch: Batch) -> int:
     paths = encoder.fast_paths or FastPaths(unpadding=False, cls_only=False, absorbed=False)
     weight = encoder.layer[0].output.dense.weight
     real = batch["attention_mask"].bool().cpu().numpy()
-    start = Start(real, None, ways_of(encoder, weight, encoder.fast_paths))
-    read = updated = start.layout
+    whole = WholeBatch(real, None, layout_options(encoder, weight, encoder.fast_paths))
+    read = updated = whole.layout
     total = len(real) * bert_head(config)
     seen = None
     if not all(pruner.keeps_by_rate for pruner in encoder.pruners.values()):
@@ -78,13 +77,13 @@ def pruned_bert(model: Any, batch: Batch) -> int:
         if (rate := encoder.schedule[first]) > 0:
             stay = [count_kept(n, rate) for n in updated.lengths.tolist()]
             if seen:
-                stay = (seen[first] >= 0).sum(dim=1).cpu().numpy()[start.order].tolist()
+                stay = (seen[first] >= 0).sum(dim=1).cpu().numpy()[whole.order].tolist()
             pruner = encoder.pruners[str(first)]
             if max(stay) > 1 or not pruner.keeps_by_rate:  # else nothing is scored
                 total += pruner.flops(*(updated.real.shape if pruner.needs_grid else (1, updated.size)))
             total += len(real) * token_fusion(config.hidden_size) if encoder.fusions else 0
-            updated = start.step(updated, stay).layout
-            read = read if start.ways.readable else updated
+            updated = whole.step(updated, stay).layout
+            read = read if whole.options.readable else updated
         groups = groups_of(read, updated if encoder.fast_paths else read)  # stock layers compute all tokens
         for layer in range(first, end):
             alone = paths.cls_only and layer == len(encoder.schedule) - 1

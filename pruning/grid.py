@@ -1,14 +1,16 @@
 """The grid of a runner: for each task and seed the dense model, then every method from it.
 
 An `Experiment` is one task and seed. It holds what BERT and the LSTM share; what is special to them comes
-with its `builder`, a `bert.Bert` or a `lstm.Lstm`. The dense model is trained once: it is the baseline, the
-teacher and the start of every method. It is kept in cache/, and so are its answers and its teachers' scores.
+with its `builder`. The dense model is trained once: it is the baseline, the teacher and the start of every
+method. It is kept in cache/, and so are its answers and its teachers' scores.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +22,20 @@ from tqdm import tqdm
 
 from pruning import batches, caches, devices, distillation, methods, records, saved, teachers, training
 from pruning.batches import Examples, Ragged
-from pruning.bert import Bert
+from pruning.bert import BertBuilder
 from pruning.distillation import DistillationSet
-from pruning.lstm import Lstm
+from pruning.lstm import LstmBuilder
 from pruning.records import BAG_OF_WORDS, DENSE
 from pruning.store import Store, claim
 from pruning.teachers import Place
 from pruning.training import Arguments, Curve, Inputs, RatesAt
 
-CALIBRATED_ON = 512  # training examples, for pruners with a threshold
+CALIBRATED_ON = 512  # training examples, for pruners with a threshold: one batch
+MOST_PAIRS = 2**24  # of positions in it: one head's attention then takes 64 MiB
 OF_DENSE = ("epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay")  # arguments in its key
 
 Method = str | list[str]
+Builder = BertBuilder | LstmBuilder
 
 
 class Trained(NamedTuple):
@@ -47,7 +51,7 @@ class Experiment:
     """One task and seed. `train_examples` are the rows that every model of it learns from; `key_fields`
     everything that decides the outcome of the dense one; `settings` those of the task."""
 
-    def __init__(self, builder: Bert | Lstm, settings: Any, seed: int, accelerator: Accelerator):
+    def __init__(self, builder: Builder, settings: Any, seed: int, accelerator: Accelerator):
         self.builder, self.data, self.settings, self.seed = builder, builder.data, settings, seed
         self.accelerator, data = accelerator, builder.data
         self.train_examples = batches.subset(data.splits["train"], settings.training_rows)
@@ -64,7 +68,7 @@ class Experiment:
             "processes": accelerator.num_processes,
             **builder.key_fields,
         }
-        self.evaluating: Any = {"batch_size": settings.evaluation_batch_size, "device": accelerator.device}
+        self.in_batches: Any = {"batch_size": settings.evaluation_batch_size, "device": accelerator.device}
         name = f"{data.task.name}-seed{seed}"
         self.store = Store(caches.CACHE / builder.name.lower(), name, accelerator.is_main_process)
         self._dense: Any = None
@@ -92,7 +96,8 @@ class Experiment:
 
     def saves(self, method: Method) -> bool:
         """Whether the model of a run is kept: an upper bound cannot be deployed."""
-        return self.settings.save_models and method != BAG_OF_WORDS and not methods.is_upper_bound(method)
+        may = self.settings.save_models and method != BAG_OF_WORDS
+        return may and not self.builder.is_upper_bound(method)
 
     def train(self, method: Method) -> Trained:
         """The dense model, from cache/ or fine-tuned; or a pruned one, trained from it."""
@@ -107,7 +112,7 @@ class Experiment:
                 self._open_dense()
         return self._dense
 
-    def fields_of_dense(self) -> dict[str, Any]:
+    def fields_with_weights(self) -> dict[str, Any]:
         """What decides whatever is made with the dense model: its weights too, for a GPU does not train it
         twice alike."""
         weights = training.state_on_cpu(self.dense())
@@ -138,7 +143,7 @@ class Experiment:
         set_seed(self.seed)
         model: Any = self.builder.build(method, self.seed, state)
         curve = self.fit(model, data, self.pruned_arguments, self.builder.method_name(method), rates_at)
-        calibrate(self, model)
+        calibrate(self, model, method)
         return model.eval(), curve
 
     def fit(
@@ -158,8 +163,9 @@ class Experiment:
             copies = {name: getattr(arguments, name) for name in ("augmented_copies", "word_dropout")}
 
             def answer(examples: Examples) -> Tensor:
-                ask = partial(training.predict, dense, Inputs(examples), **self.evaluating)
-                return self.store.made_once("answers", self.fields_of_dense() | copies, lambda: ask().logits)
+                ask = partial(training.predict, dense, Inputs(examples), **self.in_batches)
+                fields = self.fields_with_weights() | copies
+                return self.store.made_once("answers", fields, lambda: ask().logits)
 
             special = [self.data.vocabulary.index(token) for token in self.builder.special_tokens]
             self._distillation_set = distillation.distillation_set(
@@ -181,12 +187,13 @@ class Experiment:
             found = distillation.score_examples(
                 examples,
                 lambda batch: teachers.score(dense, batch, wanted, self.builder.teachers),
-                **self.evaluating,
+                **self.in_batches,
                 quiet=not self.accelerator.is_main_process,
             )
             return {place: rows.flat for place, rows in found.items()}
 
-        fields = {**self.fields_of_dense(), "teachers": {str(place): name for place, name in wanted.items()}}
+        by_place = {str(place): name for place, name in wanted.items()}
+        fields = self.fields_with_weights() | {"teachers": by_place}
         flat = self.store.made_once("scores", fields, scores) if keep else scores()
         offsets = {place: distillation.sequences_of(examples, place).offsets for place in wanted}
         return {place: Ragged(flat[place], offsets[place]) for place in wanted}
@@ -197,18 +204,21 @@ def fine_tune(experiment: Experiment) -> tuple[Any, Curve]:
     set_seed(experiment.seed)
     model: Any = experiment.builder.build(None, experiment.seed)
     if experiment.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
-        model.classifier.bias.data.fill_(float(experiment.data.splits["train"].labels.mean()))
+        model.classifier.bias.data.fill_(float(experiment.train_examples.labels.mean()))
     data, arguments = Inputs(experiment.train_examples), experiment.dense_arguments
     return model, experiment.fit(model, data, arguments, DENSE)
 
 
-def calibrate(experiment: Experiment, model: Any) -> None:
+def calibrate(experiment: Experiment, model: Any, method: Method) -> None:
     """Sets a pruned model's thresholds, if it has any, by training examples; see `methods.calibrate`."""
     if not methods.thresholds_of(model):
         return
-    few = batches.subset(experiment.train_examples, CALIBRATED_ON)
-    batch = few.batch(torch.arange(len(few)))
-    methods.calibrate(model, batches.to_device(batch, experiment.accelerator.device))
+    examples = experiment.train_examples
+    fits = max(1, MOST_PAIRS // int(examples.lengths.max()) ** 2)
+    few = batches.subset(examples, min(CALIBRATED_ON, fits))
+    scores = experiment.scores_for(method, few) if experiment.builder.is_upper_bound(method) else None
+    batch = Inputs(few, scores).batch(torch.arange(len(few)), experiment.accelerator.device)
+    methods.calibrate(model, batch)
 
 
 def methods_of(experiment: Experiment) -> list[Method]:
@@ -242,10 +252,10 @@ def unfinished(experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, 
         wait = False
         while todo:
             busy: list[tuple[Experiment, Method]] = []
-            for i, run in enumerate(todo):
-                yield from _work_on(run, busy, wait and i == 0, bar)
-                if i + 1 == len(todo) or todo[i + 1][0] is not run[0]:
-                    run[0].forget()
+            for experiment, runs in groupby(todo, key=itemgetter(0)):
+                for run in runs:
+                    yield from _work_on(run, busy, wait and run is todo[0], bar)
+                experiment.forget()
             wait = len(busy) == len(todo)
             todo = busy
 

@@ -25,7 +25,8 @@ from transformers.activations import GELUActivation
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertIntermediate, BertLayer, BertSelfAttention
 
-from pruning.plan import FlatTokens, Ways
+from pruning.plan import LayoutOptions
+from pruning.tokens import FlatTokens
 from pruning.unpadding import Unpadding
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
@@ -122,7 +123,7 @@ def run_stock_layers(
     return replace(tokens, states=states.flatten(0, 1))
 
 
-def ways_of(encoder: Any, states: Tensor, paths: FastPaths | None) -> Ways:
+def layout_options(encoder: Any, states: Tensor, paths: FastPaths | None) -> LayoutOptions:
     """How tokens may lie for a pass. paths: None for the stock layers."""
     kind, readable = states.device.type, encoder.config.removed_tokens == "readable" and bool(encoder.pruners)
     cost: int | None = TOKENS_PER_DEAR_CALL if calls_are_dear(kind) else TOKENS_PER_CALL
@@ -130,7 +131,7 @@ def ways_of(encoder: Any, states: Tensor, paths: FastPaths | None) -> Ways:
         cost = None
     known = all(pruner.keeps_by_rate for pruner in encoder.pruners.values())
     filled = calls_are_dear(kind) and known and cost is not None
-    return Ways(states.device, cost, bool(paths and (paths.unpadding or readable)), readable, filled)
+    return LayoutOptions(states.device, cost, bool(paths and (paths.unpadding or readable)), readable, filled)
 
 
 def has_varlen(attention: BertSelfAttention, states: Tensor) -> bool:

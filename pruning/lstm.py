@@ -41,9 +41,9 @@ def sentences(
     return shown
 
 
-class Lstm:
+class LstmBuilder:
     """The LSTMs of one task, dense and pruned by a `rate`. `key_fields` decide the outcome of every run,
-    `pruning_fields` that of pruned ones besides."""
+    and `pruning_fields` too that of pruned ones."""
 
     name = "LSTM"
     teachers = LSTM_TEACHERS
@@ -59,6 +59,10 @@ class Lstm:
         self.key_fields: dict[str, Any] = {}
         self.pruning_fields = {"pruning": self.rate, "removed_tokens": self.removed_tokens}
         self.pruning_text = f"{self.rate}, {self.removed_tokens}"
+
+    def is_upper_bound(self, method: Any) -> bool:
+        """Whether a run cannot be deployed, because a teacher prunes."""
+        return methods.is_teacher(method)
 
     def build(self, method: Any, seed: int, state: dict[str, Tensor] | None = None) -> PrunedLstmClassifier:
         """A model for the task: dense for no method; fresh, or from the `state` of a dense one."""

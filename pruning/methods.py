@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.plan import FlatTokens
 from pruning.pruners import (
     BERT_ONLY,
     PRUNERS,
@@ -56,13 +55,8 @@ def methods_by_layer(methods: str | Sequence[str], layers: int) -> list[str]:
 
 
 def is_teacher(method: str) -> bool:
-    """Whether a method prunes by what deployment does not have."""
+    """Whether a method prunes by what deployment does not have: an upper bound."""
     return (BERT_METHODS | LSTM_METHODS).get(method) is TeacherPruner
-
-
-def is_upper_bound(method: str | Sequence[str]) -> bool:
-    """Whether a method, or one of a list with one for each layer, cannot be deployed."""
-    return any(is_teacher(name) for name in ([method] if isinstance(method, str) else method))
 
 
 def teacher_of(method: str) -> str | None:
@@ -82,28 +76,23 @@ def prune(
     """Scores, chooses, gathers: the tokens that stay and, in training, the loss of a student.
 
     Args:
-        tokens: Tokens or FlatTokens; the same comes back. Of FlatTokens, BERT's, the first ([CLS]) stays
-            whatever its score.
+        tokens: Tokens or FlatTokens; the same comes back. Where it `keeps_first`, as BERT's do, the first
+            one ([CLS]) stays whatever its score.
         layer, fusion: see `Pruner.score` and `Tokens.keep`.
         teacher_scores: (B, T₀) of the whole sentences, by position; teachers always need them, students
             while they train.
     """
-    seen, is_flat = tokens, isinstance(tokens, FlatTokens)
-    if is_flat:
+    if tokens.keeps_first and pruner.keeps_by_rate and not pruner.training:
         lengths = [count_kept(length, rate) for length in tokens.lengths]
-        if max(lengths) == min(lengths) == 1 and pruner.keeps_by_rate and not pruner.training:
+        if max(lengths) == min(lengths) == 1:
             return tokens.keep(None, lengths, fusion=fusion), None  # the first token alone stays
-        if pruner.training or pruner.needs_grid:
-            seen = tokens.on_grid()
-            teacher_scores = None if teacher_scores is None else tokens.trail.start.in_rows(teacher_scores)
-        else:
-            seen, teacher_scores = tokens.updated(), None
+    seen, teacher_scores = tokens.seen_by(pruner, teacher_scores)
     aligned = None if teacher_scores is None else teacher_scores.gather(1, seen.positions)
     scores = pruner.score(seen, layer, aligned)
     loss = None
     if aligned is not None and pruner.training:
         # nothing is to be learned of a first token that stays in any case
-        ranked = seen.mask & (seen.positions > 0) if is_flat else seen.mask
+        ranked = seen.mask & (seen.positions > 0) if tokens.keeps_first else seen.mask
         loss = pruner.loss(scores, aligned, ranked)
     return tokens.keep(scores, pruner.kept_lengths(scores, seen, rate), fusion=fusion), loss
 

@@ -1,4 +1,4 @@
-"""GLUE's metrics, from scikit-learn and scipy. One that is undefined is None."""
+"""GLUE's metrics, from scikit-learn and scipy. An undefined correlation of scores is None."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,10 +25,17 @@ def _correlation(correlate: Callable) -> Callable[[np.ndarray, np.ndarray], floa
     return metric
 
 
+def _matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Matthews' correlation; 0, without a warning, where predictions or labels are all the same."""
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(sklearn_metrics.matthews_corrcoef(labels, predictions))
+
+
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": sklearn_metrics.accuracy_score,
     "f1": partial(sklearn_metrics.f1_score, zero_division=0),
-    "matthews": sklearn_metrics.matthews_corrcoef,
+    "matthews": _matthews,
     "pearson": _correlation(stats.pearsonr),
     "spearman": _correlation(stats.spearmanr),
 }

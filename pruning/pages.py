@@ -42,7 +42,7 @@ def sentence_page(record: dict[str, Any], dense: dict[str, Any] | None) -> str:
         record: of the run.
         dense: the record of the run that it started from; None for a dense run.
     """
-    lines = records.lines([record] if dense is None else [dense, record])
+    lines = records.summary_lines([record] if dense is None else [dense, record])
     return TEMPLATES.get_template("page.html").render(
         record=record,
         lines=[line for line in lines if line.runs[0] is record],
@@ -62,7 +62,7 @@ def shades(layers: Sequence[str]) -> dict[str, str]:
 
 def write_index() -> None:
     """Writes records/index.html from all records of both models."""
-    found = [line for model in records.MODELS for line in records.lines(records.read_all(model))]
+    found = [line for model in records.MODELS for line in records.summary_lines(records.read_all(model))]
     records.write_text(records.RECORDS / records.INDEX, index_page(found))
 
 

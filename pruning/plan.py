@@ -1,34 +1,204 @@
-"""BERT's tokens, flat from the embeddings to the classifier, and one plan a pass.
+"""The plan of a pass: where the tokens of a batch lie, before and after each removal.
 
 The host knows how many tokens every example has and how many of them stay. So it knows every index but those
-that scores decide: it makes all tables ahead, sends them in one copy, and never asks a GPU for anything.
+that scores decide: it makes all tables ahead, with NumPy, sends them in one copy, and never asks a GPU for
+anything.
 
 Two sentences, "[CLS] a film [SEP]" and "[CLS] dull [SEP]", of which half go (- is padding):
 
     batch     C a f S / C d S -    (2, 4)
     Layout    C a f S C d S        where they lie flat, in slots 0 to 6: no padding, rows start at 0 and 4
-    Step      2 and 2 stay         a plan, made before scores are known: the layout of what stays
-    Trail     C f C S              what stayed, by its slots at the start: 0 2 4 6
+    Step      2 and 2 stay         made before scores are known: the layout of what stays
+    Trail     C f C S              what stayed (`tokens`), by its slots at the start: 0 2 4 6
     queries   0 2 4 6              of readable tokens: all seven states stay, these are updated
 
-Shapes: B examples, R = B rows as they lie, W columns of the longest, N slots of a flat tensor, H units.
+Shapes: B examples, R = B rows as they lie, W columns of the longest, N slots of a flat tensor.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruning.selection import TokenFusion, Tokens, count_kept
-from pruning.unpadding import Layout, Step, Unpadding, keeps_padding, send
+from pruning.selection import count_kept
+
+Groups = list[tuple[int, int, int]]
+
+PINNED = ("cuda",)  # devices that read page-locked memory while the host goes on; others may read too late
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host's tensor on a device."""
+    if device.type in PINNED:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Arrays on a device, by one copy of all. Each may be changed in place: `.data` parts what autograd knows
+    of them."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    words = [-(-array.nbytes // 8) for array in arrays]
+    buffer = np.zeros(sum(words), np.int64)
+    for array, end, count in zip(arrays, np.cumsum(words), words, strict=True):
+        buffer[end - count : end].view(np.uint8)[: array.nbytes] = array.reshape(-1).view(np.uint8)
+    parts = zip(arrays, move(torch.from_numpy(buffer), device).split(words), strict=True)
+    types = [torch.from_numpy(array.reshape(-1)[:0]).dtype for array in arrays]
+    return [
+        part.data.view(dtype)[: array.size].view(array.shape)
+        for (array, part), dtype in zip(parts, types, strict=True)
+    ]
+
+
+def send_tables(tables: Sequence[dict[str, Any]], device: torch.device) -> None:
+    """Moves all tables to the device, in place."""
+    sent = iter(send([array for each in tables for array in each.values()], device))
+    for each in tables:
+        each.update({name: next(sent) for name in each})
+
+
+def keeps_padding(lengths: Sequence[int], width: int, call_cost: int) -> bool:
+    """Whether removing padding costs more than it saves. call_cost: of one call, in tokens."""
+    return len(lengths) * width - sum(lengths) < call_cost * (len(set(lengths)) - 1)
+
+
+class Layout:
+    """Where the tokens of a batch lie: in the cells of a grid, padding included, or end to end.
+
+    Attributes:
+        real: (R, W) bool, True at real tokens.
+        lengths: (R,) its sums.
+        padded: whether slots are the cells of the grid.
+        starts: (R,) the slot of column 0 of each row.
+        size: N.
+    """
+
+    def __init__(self, real: np.ndarray, padded: bool):
+        self.real, self.padded, self.lengths = real, padded, real.sum(axis=1)
+        per_row = np.full(len(real), real.shape[1]) if padded else self.lengths
+        self.size = int(per_row.sum())
+        self.starts = per_row.cumsum() - per_row
+
+    @property
+    def first(self) -> np.ndarray:
+        """(R,) the slot of each row's first token."""
+        return self.starts + self.real.argmax(axis=1) if self.padded else self.starts.clip(max=self.size - 1)
+
+    @property
+    def last(self) -> np.ndarray:
+        """(R,) each row's last slot."""
+        return self.starts + (self.real.shape[1] if self.padded else self.lengths) - 1
+
+    @cached_property
+    def cells(self) -> np.ndarray:
+        """(N,) the cell of each slot in the grid, R · W at padding."""
+        if not self.padded:
+            return self.real.ravel().nonzero()[0]
+        return np.where(self.real, np.arange(self.size).reshape(self.real.shape), self.size).ravel()
+
+    def table(self) -> np.ndarray:
+        """(R, W) the slot of each real token, N at padding."""
+        if self.padded:
+            return self.cells.reshape(self.real.shape)
+        table = np.full(self.real.shape, self.size)
+        table[self.real] = np.arange(self.size)
+        return table
+
+    def arrays(self, varlen: bool) -> dict[str, np.ndarray]:
+        """What the attention needs, as `Unpadding` has it. varlen: whether one call serves all lengths."""
+        found = {"first": self.first}
+        if self.padded and not self.real.all():
+            found["mask"] = np.where(self.real, np.float32(0), np.float32(-np.inf))[:, None, None]
+        elif varlen:
+            counts = [self.lengths, np.ones_like(self.lengths)]
+            found["ends"] = np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))).astype(np.int32)
+        return found
+
+
+def groups_of(read: Layout, updated: Layout) -> Groups:
+    """As `Unpadding` has them, for tokens that are read and those of them that are updated."""
+    if read.padded and updated.padded:
+        return [(*read.real.shape, updated.real.shape[1])]
+    sizes = zip(read.lengths.tolist(), updated.lengths.tolist(), strict=True)
+    return [(len(list(run)), *size) for size, run in groupby(sizes)]
+
+
+class Step:
+    """What follows from lengths when tokens are removed.
+
+    Attributes:
+        layout: of the tokens that stay.
+        removed_count: how many tokens go.
+        tables: by name, on the host and then on the device: those of `layout`, and
+            picked          where nothing has to be ranked: the slots that stay, then those that go
+            scores          (R · W + 1,) a grid for the scores: ∞ at first tokens, -∞ at padding
+            cells           (N,) the cell of each slot's score, the last one for what is not ranked
+            row_starts      for each place of the result (those that stay, those that go, filler) the slot of
+                            column 0 in its row
+            destination     (R · W,) the place of each row's best column, its second best, …
+            removed_starts  (R,) where those that go begin, of each row
+    """
+
+    def __init__(self, before: Layout, lengths: Sequence[int], padded: bool, varlen: bool):
+        kept = np.asarray(lengths)
+        removed = before.lengths - kept
+        self.removed_count = int(removed.sum())
+        self.layout = Layout(np.arange(max(1, kept.max())) < kept[:, None], padded)
+        self.tables: dict[str, Any] = self.layout.arrays(varlen)
+        self.tables["removed_starts"] = removed.cumsum() - removed
+        if kept.min() == kept.max() == 1:
+            others = before.real.copy()
+            others[np.arange(len(kept)), before.real.argmax(axis=1)] = False
+            self.tables["picked"] = np.concatenate([before.first, before.table()[others]])
+        else:
+            self._make_ranking_tables(before, kept, removed)
+
+    def _make_ranking_tables(self, before: Layout, kept: np.ndarray, removed: np.ndarray) -> None:
+        """kept, removed: (R,) how many tokens of each row."""
+        rows, width = before.real.shape
+        scores = np.where(before.real, np.float32(0), np.float32(-np.inf))
+        scores[np.arange(rows), before.real.argmax(axis=1)] = np.inf
+        cells = before.cells.copy()
+        cells[before.first[before.lengths > 0]] = rows * width
+        size, columns = self.layout.size, np.arange(width)
+        behind = size + self.tables["removed_starts"] - kept  # those that go are ranked behind
+        starts = np.where(columns < kept[:, None], self.layout.starts[:, None], behind[:, None])
+        destination = starts + columns
+        destination[columns >= before.lengths[:, None]] = size + self.removed_count
+        per_row = self.layout.real.shape[1] if self.layout.padded else kept
+        row_starts = np.concatenate([np.repeat(before.starts, part) for part in (per_row, removed)] + [[0]])
+        if self.layout.padded:  # what fills a row up sorts behind its tokens
+            filler = ~self.layout.real
+            row_starts[:size].reshape(filler.shape)[filler] = np.repeat(before.last, filler.sum(axis=1))
+        self.tables |= {"scores": np.append(scores, np.float32(0)), "cells": cells}
+        self.tables |= {"row_starts": row_starts, "destination": destination.ravel()}
+
+    def pick(self, scores: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The slots that stay, in their order, and those that go. To be called once: it writes in the tables.
+        scores: (N,), or (R, W) on the grid."""
+        tables, size = self.tables, self.layout.size
+        if "picked" in tables:
+            return tables["picked"][:size], tables["picked"][size:]
+        assert scores is not None
+        scores, grid = scores.detach().float(), tables["scores"]
+        if scores.dim() == 1:
+            grid.index_copy_(0, tables["cells"], scores)
+        rows = grid[:-1].view(len(self.layout.real), -1)
+        if scores.dim() == 2:
+            rows = torch.where(rows == 0, scores, rows)
+        order = rows.argsort(dim=1, descending=True, stable=True)  # of equal scores the earlier stays
+        picked = tables["row_starts"].index_add_(0, tables["destination"], order.flatten())
+        return picked[:size].sort().values, picked[size : size + self.removed_count]
 
 
 @dataclass(frozen=True)
-class Ways:
+class LayoutOptions:
     """How tokens may lie.
 
     Attributes:
@@ -53,7 +223,7 @@ class Ways:
         return self.call_cost is not None and keeps_padding(lengths, width, self.call_cost)
 
 
-class Start:
+class WholeBatch:
     """A batch before anything is removed.
 
     Attributes:
@@ -64,230 +234,56 @@ class Start:
         ids: (B, T) or None.
     """
 
-    def __init__(self, real: np.ndarray, ids: Tensor | None, ways: Ways):
-        self.real, self.ids, self.ways = real, ids, ways
+    def __init__(self, real: np.ndarray, ids: Tensor | None, options: LayoutOptions):
+        self.real, self.ids, self.options = real, ids, options
         lengths, self.order = real.sum(axis=1), np.arange(len(real))
         is_right = not (real[:, 1:] > real[:, :-1]).any()
-        if ways.readable and ways.unpad:
-            padded = bool(real.all()) or (ways.filled and is_right)
+        if options.readable and options.unpad:
+            padded = bool(real.all()) or (options.filled and is_right)
         else:
-            padded = bool(real.all()) or ways.pads(lengths.tolist(), real.shape[1])
+            padded = bool(real.all()) or options.pads(lengths.tolist(), real.shape[1])
         self.tables: dict[str, Any] = {}
         self.places: np.ndarray | None = None
         if padded:
             self.layout = Layout(real, True)
         else:
-            if ways.call_cost is not None:  # sequences of one length side by side
+            if options.call_cost is not None:  # sequences of one length side by side
                 self.order = (-lengths).argsort(kind="stable")
             places = np.arange(real.size).reshape(real.shape)
             self.places = self.tables["index"] = places[self.order][real[self.order]]
             self.layout = Layout(np.arange(lengths.max()) < lengths[self.order, None], False)
         if (self.order[1:] < self.order[:-1]).any():
             self.tables["back"] = self.order.argsort()
-        self.tables |= self.layout.arrays(ways.call_cost is None)
+        self.tables |= self.layout.arrays(options.call_cost is None)
 
     @cached_property
     def positions(self) -> Tensor:
         """(N,) the position of the token in each slot, padding not counted."""
         rows = (self.real.cumsum(axis=1) - 1).clip(0)
         flat = rows.ravel() if self.layout.padded else rows[self.order][self.real[self.order]]
-        return send([flat], self.ways.device)[0]
+        return send([flat], self.options.device)[0]
 
     def in_rows(self, aligned: Tensor) -> Tensor:
         """(B, …) as the batch has it → (R, …)."""
         if "back" not in self.tables:
             return aligned
-        return aligned.index_select(0, send([self.order], self.ways.device)[0])
+        return aligned.index_select(0, send([self.order], self.options.device)[0])
 
-    def step(self, before: Layout, lengths: Sequence[int]) -> Step:
-        ways = self.ways
-        if ways.readable:  # on a grid only where padding takes what is filled in
-            padded = ways.unpad and ways.filled and self.layout.padded
-        else:
-            padded = ways.pads(lengths, max(lengths))
-        return Step(before, lengths, padded, ways.call_cost is None)
-
-
-class Trail:
-    """Where the tokens that a layer updates come from; looked up when asked for."""
-
-    def __init__(
-        self, start: Start, layout: Layout, picked: Tensor | None = None, before: "Trail | None" = None
-    ):
-        self.start, self.layout, self._picked, self._before = start, layout, picked, before
-
-    @cached_property
-    def slots(self) -> Tensor | None:
-        """(N,) the slots that they had at the start; None: the same."""
-        earlier = self._before.slots if self._before else None
-        picked = self._picked
-        return picked if earlier is None or picked is None else earlier.index_select(0, picked)
-
-    def of_start(self, aligned: Tensor) -> Tensor:
-        """Of what is aligned with the slots of the start, what belongs to these tokens."""
-        return aligned if self.slots is None else aligned.index_select(0, self.slots)
-
-    def in_batch(self, aligned: Tensor, filler: float) -> Tensor:
-        """(N, …) → (B, K, …), each example's tokens side by side; where it has fewer, `filler`."""
-        start, layout = self.start, self.layout
-        if layout is start.layout and start.places is not None:
-            table = np.full(start.real.shape, layout.size)
-            table.ravel()[start.places] = np.arange(layout.size)
-        else:
-            table = layout.table()[start.order.argsort()]
-        return on_grid(aligned, table, filler)
-
-    @cached_property
-    def kept(self) -> Tensor:
-        """(B, K) int64, the positions of the tokens in their sentences; -1 where an example has fewer."""
-        return self.in_batch(self.of_start(self.start.positions), -1)
-
-
-class Kept(Sequence):
-    """Each layer's `Trail.kept`."""
-
-    def __init__(self, trails: Sequence[Trail]):
-        self._trails = trails
-
-    def __len__(self) -> int:
-        return len(self._trails)
-
-    def __getitem__(self, layer: Any) -> Any:
-        found = self._trails[layer]
-        return found.kept if isinstance(found, Trail) else tuple(trail.kept for trail in found)
-
-
-def on_grid(flat: Tensor, table: np.ndarray, filler: float) -> Tensor:
-    """(N, …) → (R, W, …): the slots in `table` (R, W), `filler` where it says N."""
-    padded = nn.functional.pad(flat, (0, 0) * (flat.dim() - 1) + (0, 1), value=filler)
-    index = send([table.ravel()], flat.device)[0]
-    return padded.index_select(0, index).view(*table.shape, *flat.shape[1:])
-
-
-def mask_on_host(states: Tensor, mask: Tensor | None, lengths: Sequence[int] | None) -> np.ndarray:
-    """(B, T) bool, True at real tokens. Without `lengths` the device is asked for the mask."""
-    rows, width = states.shape[:2]
-    if lengths is not None:
-        return np.arange(width) < np.asarray(lengths)[:, None]
-    return np.ones((rows, width), bool) if mask is None else mask.bool().cpu().numpy()
-
-
-@dataclass
-class FlatTokens:
-    """A batch on its way through BERT.
-
-    Attributes:
-        states: (N, H) the input of the next layer; of readable tokens, of all that are read.
-        unpadding: how they lie, for the layers.
-        trail: which tokens are updated.
-        ahead: the steps to come.
-        queries: (Q,) the slots of the tokens that are updated, where others are read too.
-    """
-
-    states: Tensor
-    unpadding: Unpadding
-    trail: Trail
-    ahead: list[Step]
-    queries: Tensor | None = None
-
-    @classmethod
-    def start(
-        cls, states: Tensor, real: np.ndarray, ids: Tensor | None, rates: Sequence[float], ways: Ways
-    ) -> "FlatTokens":
-        """
-        Args:
-            states: (B, T, H) embeddings.
-            real: (B, T) bool, True at real tokens.
-            ids: (B, T) or None.
-            rates: of the layers, in their order.
-        """
-        start = Start(real, ids, ways)
+    def steps(self, rates: Sequence[float]) -> list[Step]:
+        """The steps of a pass with these rates, where every count follows from lengths."""
         steps: list[Step] = []
-        before, lengths = start.layout, start.layout.lengths.tolist()
+        layout, lengths = self.layout, self.layout.lengths.tolist()
         for rate in (rate for rate in rates if rate > 0):
             lengths = [count_kept(length, rate) for length in lengths]
-            steps.append(start.step(before, lengths))
-            before = steps[-1].layout
-        _send([start.tables, *(step.tables for step in steps)], ways.device)
-        unpadding = Unpadding.of(start.layout, start.tables, states.dtype)
-        return cls(unpadding.flatten(states), unpadding, Trail(start, start.layout), steps)
+            steps.append(self.step(layout, lengths))
+            layout = steps[-1].layout
+        return steps
 
-    @property
-    def lengths(self) -> list[int]:
-        """(R,) how many tokens are updated, known to the host."""
-        return self.trail.layout.lengths.tolist()
-
-    @property
-    def ids(self) -> Tensor | None:
-        """(N,) of the tokens that are updated."""
-        start = self.trail.start
-        if start.ids is None:
-            return None
-        ids, index = start.ids.flatten(), start.tables.get("index")
-        return self.trail.of_start(ids if index is None else ids.index_select(0, index))
-
-    @property
-    def positions(self) -> Tensor:
-        """(N,) of the tokens that are updated, in their sentences."""
-        return self.trail.of_start(self.trail.start.positions)
-
-    def updated(self) -> "FlatTokens":
-        """With the states of the tokens that are updated alone."""
-        if self.queries is None:
-            return self
-        return replace(self, states=self.states.index_select(0, self.queries), queries=None)
-
-    def on_grid(self) -> Tokens:
-        """The tokens that are updated in rows and columns, as pruners that look at a whole sentence want."""
-        start, layout, ids, table = self.trail.start, self.trail.layout, self.ids, self.trail.layout.table()
-        mask, real = send([layout.real, start.real], self.states.device)
-        return Tokens(
-            on_grid(self.updated().states, table, 0),
-            mask,
-            on_grid(self.positions, table, 0),
-            None if ids is None else on_grid(ids, table, 0),
-            None if start.ids is None else (start.in_rows(start.ids), start.in_rows(real)),
-            self.lengths,
-        )
-
-    def in_batch(self) -> Tensor:
-        """(B, K, H) the states of the tokens that are updated; 0 where an example has fewer, but in padding
-        that never left."""
-        start = self.trail.start
-        if self.trail.layout is start.layout and start.places is None:
-            return self.states.view(*start.real.shape, -1)
-        return self.trail.in_batch(self.updated().states, 0)
-
-    def firsts_in_batch(self) -> Tensor:
-        """(B, 1, H) where the last layer gave the states of first tokens alone."""
-        return self.unpadding.in_order(self.states)[:, None]
-
-    def keep(
-        self, scores: Tensor | None, lengths: list[int], fusion: TokenFusion | None = None
-    ) -> "FlatTokens":
-        """As `Tokens.keep`, by scores (N,), or (R, W) on the grid; the first token always stays."""
-        start, layout = self.trail.start, self.trail.layout
-        step, ahead = (self.ahead[0], self.ahead[1:]) if self.ahead else (None, [])
-        if step is None or step.layout.lengths.tolist() != lengths:  # counts that nobody could know
-            step, ahead = start.step(layout, lengths), []
-            _send([step.tables], start.ways.device)
-        kept, gone = step.pick(scores)
-        trail = Trail(start, step.layout, kept, self.trail)
-        new = replace(self, trail=trail, ahead=ahead)
-        if start.ways.readable:
-            unpadding = self.unpadding.with_queries(start.layout, step.layout, step.tables.get("ends"))
-            return replace(new, queries=trail.slots, unpadding=unpadding)
-        unpadding = Unpadding.of(step.layout, step.tables, self.states.dtype)
-        states = self.states.index_select(0, kept)
-        if fusion is not None:
-            mean = nn.functional.embedding_bag(gone, self.states, step.tables["bags"], mode="mean")  # (R, H)
-            left = nn.functional.linear(mean, fusion.weight).to(states.dtype)
-            states = states.index_add(0, step.tables["first"], left)
-        return replace(new, states=states, unpadding=replace(unpadding, back=self.unpadding.back))
-
-
-def _send(tables: Sequence[dict[str, Any]], device: torch.device) -> None:
-    """Moves all tables to the device, in place."""
-    sent = iter(send([array for each in tables for array in each.values()], device))
-    for each in tables:
-        each.update({name: next(sent) for name in each})
+    def step(self, before: Layout, lengths: Sequence[int]) -> Step:
+        """From one layout to `lengths` tokens that stay, of each row."""
+        options = self.options
+        if options.readable:  # on a grid only where padding takes what is filled in
+            padded = options.unpad and options.filled and self.layout.padded
+        else:
+            padded = options.pads(lengths, max(lengths))
+        return Step(before, lengths, padded, options.call_cost is None)

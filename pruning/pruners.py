@@ -226,8 +226,8 @@ class StudentPruner(Pruner):
     zeroed first, so that it looks like the end of the sentence.
 
     It learns from a copy of the states that no gradient flows back through: its ranking loss trains the
-    student alone, and the task alone trains the model. Where states are embeddings, `fold` does the first
-    product once for each word."""
+    student alone, the task the model (gradients of both are clipped by one norm). Where states are
+    embeddings, `fold` does the first product once for each word."""
 
     def __init__(self, config: PrunerConfig):
         super().__init__(config)

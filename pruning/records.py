@@ -198,7 +198,7 @@ class Line:
         return dict(zip(HEADER, texts + figures, strict=True))
 
 
-def lines(all_records: list[dict[str, Any]]) -> list[Line]:
+def summary_lines(all_records: list[dict[str, Any]]) -> list[Line]:
     """The summary: a line for each task, split, method and pruning.
 
     The change against dense is taken seed by seed, against the dense run that the method started from.
@@ -233,7 +233,7 @@ def _speeds(group: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 def summary_rows(all_records: list[dict[str, Any]]) -> list[list[str]]:
     """The cells of the summary, by line, in the order of HEADER; seeds as mean ± sd."""
-    return [list(line.cells.values()) for line in lines(all_records)]
+    return [list(line.cells.values()) for line in summary_lines(all_records)]
 
 
 LEGEND = (

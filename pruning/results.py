@@ -14,7 +14,6 @@ from pruning import batches, devices, flops, lstm, metrics, pages, plots, record
 from pruning.batches import Examples
 from pruning.errors import UserError
 from pruning.grid import Experiment, Method, Trained, methods_of
-from pruning.methods import is_upper_bound
 from pruning.records import BAG_OF_WORDS, DENSE
 from pruning.store import claim
 from pruning.timing import Variant
@@ -40,10 +39,11 @@ def evaluate(experiment: Experiment, trained: Trained) -> dict[str, Evaluation]:
 
 def evaluate_examples(experiment: Experiment, model: Any, data: Inputs) -> Evaluation:
     """A model's answers, their metrics, and the token-layers that they cost. Raises UserError for NaN."""
-    logits, kept = training.predict(model, data, **experiment.evaluating)
+    logits, kept = training.predict(model, data, **experiment.in_batches)
     task = experiment.data.task
     if not logits.isfinite().all():
-        raise UserError(f"{task.name}: the model's answers are no numbers; a lower learning rate may help")
+        what = f"{task.name}: the model's answers are NaN or infinite"
+        raise UserError(f"{what}; a lower learning rate may help")
     if kept is None:
         kept = data.examples.lengths[:, None].expand(-1, len(model.schedule))
     return evaluation_of(experiment, data.examples, metrics.predictions_of(task, logits), kept)
@@ -69,7 +69,7 @@ def evaluation_of(
 
 def _test_set(experiment: Experiment, method: Method, examples: Examples) -> Inputs:
     """Examples of a dev split, with scores where a teacher prunes. Labels are not looked at."""
-    scores = experiment.scores_for(method, examples) if is_upper_bound(method) else None
+    scores = experiment.scores_for(method, examples) if experiment.builder.is_upper_bound(method) else None
     return Inputs(examples, scores)
 
 
@@ -92,9 +92,10 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
 
     Returns:
         As `timing.measure`, of length-sorted batches, and their batch_size (as much as fits), and latency_ms
-        (of one example alone, median); None for an upper bound.
+        (of one example alone, median); of the model itself `in_half_precision`, where weights are in bf16 or
+        fp16. None for an upper bound.
     """
-    if is_upper_bound(trained.method):
+    if experiment.builder.is_upper_bound(trained.method):
         return None
     settings, device = experiment.settings, experiment.accelerator.device
     models = experiment.builder.dense_variants(experiment.dense())
@@ -102,6 +103,7 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
         models["pruned"] = trained.model
     fair = [name for name in records.FAIR if name in models]
     dtype = devices.weights_type(experiment.accelerator)
+    # two variants share one stock model, which is converted once
     timed = {id(model): timing.with_weights(model, device, dtype) for model in models.values()}
     examples = timing_subset(experiment.data.splits["dev"], settings.timing_examples)
 
@@ -125,13 +127,39 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
         return {name: row | {"batch_size": batch_size} for name, row in rows.items()}
 
     rows, singles = in_batches(), measured(even_rows(examples, SINGLES).split(1))
-    return {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
+    rows = {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
+    if dtype != torch.float32:
+        *_, own = models  # the pruned model, or the dense one
+        rows[own] |= in_half_precision(experiment, trained.model, timed[id(models[own])])
+    return rows
+
+
+def in_half_precision(experiment: Experiment, model: Any, timed: Any) -> dict[str, Any]:
+    """What a model's twin with weights in bf16 or fp16 answers to the dev set: its metric, and the share of
+    the examples that keep other tokens than in fp32; None of a dense model."""
+    task, dev = experiment.data.task, experiment.data.splits["dev"]
+
+    def answers(of: Any) -> tuple[Tensor, dict[int, list[list[int]]]]:
+        logits, kept = torch.empty(len(dev), task.outputs), {}
+        for rows, output in training.outputs(of, Inputs(dev), **experiment.in_batches):
+            logits[rows] = output.logits.float().cpu()
+            layers = [positions.tolist() for positions in output.kept or ()]
+            for i, row in enumerate(rows.tolist()):
+                kept[row] = [[place for place in layer[i] if place >= 0] for layer in layers]
+        return logits, kept
+
+    (_, kept), (logits, kept_in_half) = answers(model), answers(timed)
+    others = sum(kept[row] != kept_in_half[row] for row in kept)
+    return {
+        "metric": metrics.primary(task, dev.labels.tolist(), logits),
+        "other_tokens": others / len(dev) if any(kept.values()) else None,
+    }
 
 
 # --- The record ------------------------------------------------------------------------------
 
 
-def record(
+def write_record(
     experiment: Experiment,
     trained: Trained,
     evaluations: dict[str, Evaluation],
@@ -158,7 +186,7 @@ def record(
         "key_fields": fields,
         "splits": evaluations,
         "timings": timings,
-        "untimed": "upper bound" if is_upper_bound(trained.method) else "",
+        "untimed": "upper bound" if experiment.builder.is_upper_bound(trained.method) else "",
         "loss_curve": trained.curve,
         "pruned_layers": experiment.builder.pruned_layers if pruning else [],
         **_shown(experiment, trained, evaluations["dev"]["predictions"], dense),
@@ -181,8 +209,8 @@ def record(
 def _shown(
     experiment: Experiment, trained: Trained, predictions: list[float], dense: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Examples of the dev set with what was dropped of them, first those that pruning got wrong and dense got
-    right; and how many there are of each outcome in the whole set. dense: the record of the dense run."""
+    """Examples of the dev set with what was dropped of them, and how many there are of each outcome in the
+    whole set. Examples that only the dense model answers right come first. dense: the record of its run."""
     task, dev = experiment.data.task, experiment.data.splits["dev"]
     names = OUTCOMES if dense else DENSE_OUTCOMES
     dense_predictions = dense["splits"]["dev"]["predictions"] if dense else predictions
@@ -193,9 +221,11 @@ def _shown(
         return {"outcomes": {}, "shown": []}
     inputs = _test_set(experiment, trained.method, dev.take(torch.tensor(rows)))
     sentences: dict[int, list[dict[str, list]]] = {}
-    told = experiment.builder.sentences, experiment.data.vocabulary, inputs.examples
-    for part, output in training.outputs(trained.model, inputs, **experiment.evaluating):
-        sentences |= saved.words_by_row(*told, part, output.kept)
+    in_words = partial(
+        saved.words_by_row, experiment.builder.sentences, experiment.data.vocabulary, inputs.examples
+    )
+    for part, output in training.outputs(trained.model, inputs, **experiment.in_batches):
+        sentences |= in_words(part, output.kept)
     answer = "{:.2f}".format if task.is_regression else task.label_name
     shown = [
         {
@@ -230,7 +260,7 @@ def record_bag_of_words(experiment: Experiment) -> None:
         evaluations = {
             name: evaluation_of(experiment, data.splits[name], found, None) for name, found in answers
         }
-        record(experiment, trained, evaluations, None)
+        write_record(experiment, trained, evaluations, None)
 
 
 def summarize(experiments: Sequence[Experiment]) -> None:

@@ -35,7 +35,7 @@ CONFIG = "config.json"
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("templates") / "card.md"
 KINDS: dict[str, Any] = {"bert": bert, "pruned_bert": bert, "pruned_lstm": lstm}  # by model_type
-FIELDS = {"task", "kind", "id2label", "problem_type"}  # that config.json has to have besides
+FIELDS = {"task", "kind", "id2label", "problem_type"}  # that config.json has to have too
 REST = 1.1  # of a model's size by its weights: pruners, tokenizer
 BATCH = 32
 

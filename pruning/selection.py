@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,8 @@ class Tokens:
         lengths: the B sums of `mask`, known to the host.
     """
 
+    keeps_first: ClassVar[bool] = False
+
     states: Tensor | None
     mask: Tensor
     positions: Tensor
@@ -166,6 +168,10 @@ class Tokens:
     def is_full(self) -> bool:
         """Whether there is no padding."""
         return min(self.lengths) == self.mask.shape[1]
+
+    def seen_by(self, _pruner: Any, teacher_scores: Tensor | None) -> tuple["Tokens", Tensor | None]:
+        """What a pruner reads: these tokens as they are."""
+        return self, teacher_scores
 
     def kept_positions(self) -> Tensor:
         """(B, T) `positions`, and -1 at padding."""

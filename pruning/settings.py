@@ -100,7 +100,7 @@ class Reports(BaseModel):
 
 
 class BertTraining(Training):
-    """What the training of a pruned BERT needs besides."""
+    """What the training of a pruned BERT needs too."""
 
     layers: Count | None
     removed_tokens: Literal["fused", "readable", "gone"]
@@ -152,7 +152,7 @@ class Block(Generic[S]):
         unknown = [name for name in plain if name not in known and not name.startswith("_")]
         missing = [name for name in known if name not in module]
         if unknown:
-            raise UserError(f"{unknown[0]} in {script} is no setting; known are: {', '.join(known)}")
+            raise UserError(f"{unknown[0]} in {script} is not a setting; settings are: {', '.join(known)}")
         if missing:
             raise UserError(f"{script} has no setting {missing[0]}: add it to the block at the top")
         return cls(script, kind, {name: module[name] for name in known})
@@ -189,7 +189,7 @@ class Block(Generic[S]):
         if unknown:
             raise UserError(f"{name} in {self.script}: there is no task {unknown[0]!r}")
         if task not in value and OTHER not in value:
-            raise UserError(f"{name} in {self.script} says nothing of {task}: add it, or {OTHER!r}")
+            raise UserError(f"{name} in {self.script} has no value for {task}: add it, or {OTHER!r}")
         return value.get(task, value.get(OTHER))
 
     def _sentence(self, error: ErrorDetails) -> str:

@@ -66,12 +66,14 @@ def interleaved(
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes at the peak of one run; None where the platform cannot tell."""
+    """Bytes that one run takes at its peak, beside what lies there before (all variants' weights and inputs);
+    None where the platform cannot tell."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     run()
-    return torch.cuda.max_memory_allocated(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def measure(

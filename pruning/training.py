@@ -22,12 +22,12 @@ from pruning.batches import Examples, Ragged
 from pruning.devices import Memory
 from pruning.errors import UserError
 from pruning.losses import distillation_loss
+from pruning.plan import move
 from pruning.teachers import Place
-from pruning.unpadding import move
 
 RatesAt = Callable[[float], Sequence[float]]  # share of the training that is over → one rate for each layer
 Curve = list[tuple[int, float]]  # step, mean loss since the point before
-CHECKED_EVERY = 50  # steps, at most, until a loss that is no number stops the training
+CHECKED_EVERY = 50  # steps, at most, until a loss that is NaN or infinite stops the training
 
 
 @dataclass
@@ -111,13 +111,11 @@ def train(
         rates_at: the share of the training that is over, in (0, 1], to one rate for each layer; None: the
             model's schedule, which the rates rise to as `Arguments.ramp_share` says.
 
-    Returns the curve of the loss, about 50 points. Raises UserError if the loss is no number.
+    Returns the curve of the loss. Raises UserError if the loss is NaN or infinite.
     """
     steps = training_steps(data.examples.lengths, arguments, seed)
     if arguments.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = arguments.dropout
+        set_dropout(model, arguments.dropout)
     optimizer = build_optimizer(model, arguments)
     warmup = int(arguments.warmup_share * len(steps))
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, len(steps))
@@ -127,27 +125,38 @@ def train(
     wrapped.train()
     rates_at = rates_at or schedules.rising(model.schedule, arguments.ramp_share)
     memory = Memory(may_cut=accelerator.num_processes == 1)  # others would wait for this process for ever
-    losses: list[Tensor] = []
-    read: list[float] = []
+    pending: list[Tensor] = []  # losses that nobody has read yet
+    losses: list[float] = []
     bar = tqdm(steps, desc=name, leave=None, disable=not accelerator.is_main_process)
     for step, rows in enumerate(bar, start=1):
         model.set_training_rates(rates_at(step / len(steps)))
-        losses.append(training_step(wrapped, optimizer, data, rows, arguments, accelerator, memory))
+        pending.append(training_step(wrapped, optimizer, data, rows, arguments, accelerator, memory))
         scheduler.step()
         if step % CHECKED_EVERY == 0 or step == len(steps):  # nothing else waits for a GPU
-            latest, losses = torch.stack(losses).tolist(), []
-            read += latest
+            latest, pending = torch.stack(pending).tolist(), []
+            losses += latest
             bar.set_postfix(loss=f"{fmean(latest):.3f}")
             if not all(map(math.isfinite, latest)):
-                what = f"{name}: the loss is no number at step {step}"
+                what = f"{name}: the loss is NaN or infinite at step {step}"
                 raise UserError(f"{what}; a lower learning rate may help")
     model.set_training_rates(None)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     model.__dict__.pop("forward", None)  # of half precision it leaves the method without its decorators
     accelerator.free_memory()
-    every = max(1, min(CHECKED_EVERY, len(steps) // 50))
-    starts = range(0, len(steps), every)
-    return [(min(start + every, len(steps)), fmean(read[start : start + every])) for start in starts]
+    return curve_of(losses)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+def curve_of(losses: list[float]) -> Curve:
+    """About 50 points: each the last step of a part of the training, and the mean loss of that part."""
+    every = max(1, min(CHECKED_EVERY, len(losses) // 50))
+    starts = range(0, len(losses), every)
+    return [(min(start + every, len(losses)), fmean(losses[start : start + every])) for start in starts]
 
 
 def training_steps(lengths: Tensor, arguments: Arguments, seed: int) -> list[Tensor]:
@@ -197,10 +206,11 @@ def training_step(
 
 
 def build_optimizer(model: nn.Module, arguments: Arguments) -> torch.optim.Optimizer:
-    """AdamW; only matrices decay, and pruners and BERT's token fusions have learning rates of their own."""
+    """AdamW; only matrices decay. Pruners and BERT's `fusions` have learning rates of their own; the LSTM's
+    `fusion` learns as the model does."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        rates = {"pruner": arguments.student_learning_rate, "fusions": arguments.fusion_learning_rate}
+        rates = {"pruner": arguments.student_learning_rate, "fusions.": arguments.fusion_learning_rate}
         rate = next((rates[part] for part in rates if part in name), arguments.learning_rate)
         decay = arguments.weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

@@ -77,7 +77,7 @@ def configure(runner: ModuleType, settings: dict[str, Any]) -> None:
     """Sets a runner's settings, as a user does in its source. Raises UserError for a name that is none."""
     for name, value in settings.items():
         if not name.islower() or not isinstance(getattr(runner, name, runner), PLAIN):
-            raise UserError(f"sample/walk.py sets {name}, which is no setting of {runner.__name__}.py")
+            raise UserError(f"sample/walk.py sets {name}, which is not a setting of {runner.__name__}.py")
         setattr(runner, name, value)
 
 
@@ -91,7 +91,7 @@ def table() -> str:
     rows = [
         [model, *(line.cells[name] for name in COLUMNS)]
         for model in records.MODELS
-        for line in records.lines(records.read_all(model))
+        for line in records.summary_lines(records.read_all(model))
     ]
     return records.markdown(["model", *COLUMNS], rows)
 

@@ -130,10 +130,11 @@ class Piece(NamedTuple):
     def record(self) -> Record | None:
         """Of this machine, or the published one: what is committed is not trained again."""
         fields = self.fields
-        return records.read(records.folder_of(STUDY, fields)) or published().get(records.key_of(fields))
+        made_here = records.read(records.folder_of(STUDY, fields))
+        return made_here or published_by_key().get(records.key_of(fields))
 
 
-def published() -> dict[str, Record]:
+def published_by_key() -> dict[str, Record]:
     """Key → record of the study as it is published."""
     if not (tables.PUBLISHED / f"{STUDY}.json").is_file():
         return {}
@@ -160,9 +161,9 @@ def pieces_of(
 
     def piece(seed: int, name: str, budget: str, changed: dict[str, Any]) -> Piece:
         if unknown := changed.keys() - Settings.model_fields:
-            raise UserError(f"lines in {block.script}, {name}: {min(unknown)} is no setting")
+            raise UserError(f"lines in {block.script}, {name}: {min(unknown)} is not a setting")
         values: Any = replace(block, values=block.values | changed).for_task(task)
-        builder = bert.Bert(pretrained, data, values, block.script)
+        builder = bert.BertBuilder(pretrained, data, values, block.script)
         experiment = Experiment(builder, values, seed, accelerator)
         [method, *others] = values.pruning_methods or [name]
         if others:
@@ -275,7 +276,7 @@ def timed(pieces: list[Piece]) -> Record:
     models = {STOCK: bert.stock_copy(dense), DENSE: dense}
     for piece in lines:
         built: Any = piece.experiment.builder.build(piece.method, experiment.seed, dense.state_dict())
-        calibrate(piece.experiment, built.to(device))
+        calibrate(piece.experiment, built.to(device), piece.method)
         models[compare.name_of((piece.name, piece.budget))] = built
     examples = results.timing_subset(experiment.data.splits["dev"], TIMED)
     dtype = devices.weights_type(experiment.accelerator)

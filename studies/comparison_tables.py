@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pruning.metrics import paired_differences
-from pruning.records import mean_sd
+from pruning.records import DENSE, mean_sd
 from pruning.tasks import GLUE
 
 Record = dict[str, Any]
@@ -22,7 +22,7 @@ Table = tuple[list[str], list[list[str]]]  # header, rows
 Line = tuple[str, str]  # a method and the name of its budget or schedule, "" where there is none
 Answers = dict[tuple[str, int], Any]  # task, seed → what is known there; of a trained model `dev`
 
-DENSE, LONGER = "dense", "dense, trained on"
+LONGER = "dense, trained on"
 ASKED = {"half": 0.002, "third": 0.01, "fifth": 0.025}  # how far below the better dense model at most
 
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from pruning.records import DENSE
 from studies.comparison_tables import Record, Table
 
-STOCK, DENSE, PLAIN = "stock transformers", "dense", "PyTorch fp32"
+STOCK, PLAIN = "stock transformers", "PyTorch fp32"
 MOST_LOST = 0.005  # of the metric, more than which an engine in bf16 or int8 is pointed at
 
 

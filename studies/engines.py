@@ -29,12 +29,13 @@ from pruning.agreement import Run
 from pruning.batches import Examples
 from pruning.errors import run_script
 from pruning.graphs import GRAPHS
+from pruning.records import DENSE
 from pruning.settings import OTHER, Block, Count, Share, Strict
 from pruning.tasks import GLUE
 from pruning.timing import Variant
 from studies import workloads
 from studies.benchmark import Lengths, Shape, known, write_run
-from studies.engine_tables import DENSE, PLAIN, STOCK, clock_table, points_of, trained_table
+from studies.engine_tables import PLAIN, STOCK, clock_table, points_of, trained_table
 from studies.tables import RECIPE
 from studies.workloads import Berts
 

@@ -25,11 +25,12 @@ from pruning.errors import run_script
 from pruning.grid import Experiment
 from pruning.losses import ranking_loss
 from pruning.pruners import PrunerConfig, StudentPruner
+from pruning.records import DENSE
 from pruning.selection import Tokens
 from pruning.teachers import BERT_TEACHERS, Place, scores_of
 from pruning.training import Inputs
 from studies import comparison
-from studies.comparison_tables import DENSE, Record, metric_of
+from studies.comparison_tables import Record, metric_of
 from studies.tables import RECIPE, rules_table
 
 # ----------------------------------------------------------------------------------------------
@@ -70,8 +71,8 @@ def frozen(experiment: Experiment, chosen: Settings) -> Record:
     own = {"pruning_schedule": [0.5 * (layer in layers) for layer in range(depth)]}
     values: Any = experiment.settings.model_copy(update=own | {"removed_tokens": chosen.removed_tokens})
     builder, state = experiment.builder, dense.state_dict()
-    assert isinstance(builder, bert.Bert)
-    pruned = bert.Bert(builder.pretrained, experiment.data, values, "rules.py")
+    assert isinstance(builder, bert.BertBuilder)
+    pruned = bert.BertBuilder(builder.pretrained, experiment.data, values, "rules.py")
     scores, students = oracle_scores(experiment, layers), train_students(experiment, layers, chosen)
     models: Any = {rule: pruned.build(rule, experiment.seed, state) for rule in (*FREE, ORACLE, RECIPE)}
 
@@ -102,7 +103,7 @@ def oracle_scores(experiment: Experiment, layers: list[int]) -> dict[str, dict[P
         by_rule = scores_of(dense, batch, BERT_TEACHERS, layers, BERT_TEACHERS)
         return {(rule, layer): part for rule, parts in by_rule.items() for layer, part in parts.items()}
 
-    seen = distillation.score_examples(examples, score, **experiment.evaluating)
+    seen = distillation.score_examples(examples, score, **experiment.in_batches)
     return {rule: {layer: seen[rule, layer] for layer in layers} for rule in BERT_TEACHERS}
 
 

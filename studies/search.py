@@ -231,7 +231,7 @@ def main() -> None:
     started, accelerator = time.time(), devices.pick_device(in_several_processes=False)
     block = settings.Block.read(globals(), Settings)
     chosen = {name: block.for_task(name) for name in block.task_names()}
-    if methods.is_upper_bound(pruning_method):
+    if methods.is_teacher(pruning_method):
         raise UserError(f"pruning_method in {block.script}: {pruning_method!r} cannot be deployed")
     pretrained = bert.Pretrained.read()
     experiments = []
@@ -246,7 +246,7 @@ def main() -> None:
         changed: Any = values.model_copy(
             update={"pruning_schedule": everywhere, "pruning_methods": [pruning_method]}
         )
-        builder = bert.Bert(pretrained, data, changed, block.script)
+        builder = bert.BertBuilder(pretrained, data, changed, block.script)
         experiments.append(Experiment(builder, values, values.seeds[0], accelerator))
     supernets = [Supernet(experiment) for experiment in experiments]
     points, front = search(supernets)

@@ -23,7 +23,7 @@ def trained(experiment: Experiment) -> Any:
     chosen, builder, seed = experiment.settings, experiment.builder, experiment.seed
     drawn = {"kept_shares": chosen.kept_shares, "fewest_layers": chosen.fewest_layers}
     pruned = experiment.key_fields_of(chosen.pruning_method)
-    fields = pruned | drawn | {"dense": experiment.fields_of_dense()}
+    fields = pruned | drawn | {"dense": experiment.fields_with_weights()}
 
     def train() -> dict[str, Tensor]:
         shares, ramp, fewest = chosen.kept_shares, chosen.ramp_share, chosen.fewest_layers

@@ -19,10 +19,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pruning.records import HEADER, markdown, summary_rows
-from pruning.records import lines as summary_lines
+from pruning.records import DENSE, HEADER, markdown, summary_lines, summary_rows
 from studies import comparison_tables as compare
-from studies.comparison_tables import DENSE, Answers, Record, Table, by_task, mean_of, name_of, percent
+from studies.comparison_tables import Answers, Record, Table, by_task, mean_of, name_of, percent
 from studies.engine_tables import cells_of, clock_table, trained_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,16 +225,17 @@ def searched(*tasks: str) -> Source:
 
 
 SOURCES: dict[str, Source] = {  # a study, and which of its records
-    "trained": ("comparison", lambda record: "dev" in record),
-    "clock": ("comparison", lambda record: "timings" in record),
+    "BERT, metrics": ("comparison", lambda record: "dev" in record),
+    "BERT, speed": ("comparison", lambda record: "timings" in record),
     "six layers": ("six-layers", bool),
     "rules": ("rules", bool),
     "search, twelve": searched("mrpc", "cola", "sts-b"),
     "search, sentences": searched("cola", "sst-2"),
     "search, pairs": searched("mrpc", "sts-b"),
     "benchmark": ("benchmark", bool),
+    "LSTM, speed": ("benchmark", bool),
     "engines": ("engines", bool),
-    "agnews": ("lstm", lambda record: record["task"] == "agnews"),
+    "LSTM, metrics": ("lstm", lambda record: record["task"] == "agnews"),
     "glue": ("lstm", lambda record: record["task"] != "agnews"),
 }
 
@@ -265,15 +265,17 @@ def in_engines(lengths: str, batch_size: int) -> tuple[Callable[[list[Record]], 
     return lambda records: clock_table(*cells_of(records[0], **wanted)), ["engines"]
 
 
+OF_HEADLINE = ["BERT, metrics", "BERT, speed", "LSTM, metrics", "LSTM, speed"]
+
 # What makes each table, and its sources
 TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
-    "headline": (with_recipe(headline_table), ["trained", "clock", "agnews", "benchmark"]),
-    "comparison": (compared("comparison", compare.comparison_table), ["trained"]),
-    "asked": (with_recipe(compare.asked_table), ["trained"]),
-    "pairs": (compared("comparison", compare.pairs_table), ["trained"]),
-    "lines-speed": (compare.speed_table, ["clock"]),
-    "lengths": (compare.lengths_table, ["trained"]),
-    "costs": (compare.costs_table, ["trained"]),
+    "headline": (with_recipe(headline_table), OF_HEADLINE),
+    "comparison": (compared("comparison", compare.comparison_table), ["BERT, metrics"]),
+    "asked": (with_recipe(compare.asked_table), ["BERT, metrics"]),
+    "pairs": (compared("comparison", compare.pairs_table), ["BERT, metrics"]),
+    "lines-speed": (compare.speed_table, ["BERT, speed"]),
+    "lengths": (compare.lengths_table, ["BERT, metrics"]),
+    "costs": (compare.costs_table, ["BERT, metrics"]),
     "six-layers": (compared("six-layers", compare.comparison_table), ["six layers"]),
     "rules": (lambda records: rules_table(records, "46%"), ["rules"]),
     "rules-harder": (lambda records: rules_table(records, "34%"), ["rules"]),
@@ -294,7 +296,7 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "engines-32": in_engines("sst-2", 32),
     "engines-128": in_engines("128", 1),
     "engines-trained": (lambda records: trained_table(records[0]), ["engines"]),
-    "lstm-agnews": (lambda records: (HEADER, summary_rows(records)), ["agnews"]),
+    "lstm-agnews": (lambda records: (HEADER, summary_rows(records)), ["LSTM, metrics"]),
     "lstm-glue": (tasks_table, ["glue"]),
 }
 
@@ -315,9 +317,11 @@ def text_of(name: str) -> str:
     """A table and its captions, as they stand on a page. Raises KeyError for a name not in TABLES."""
     table, sources = TABLES[name]
     found, captions = [], []
-    for study, is_chosen in map(SOURCES.__getitem__, sources):
+    for source in sources:
+        study, is_chosen = SOURCES[source]
         found.append([record for record in published(study)["records"] if is_chosen(record)])
-        captions.append(caption(found[-1][0].get("command", published(study)["command"]), found[-1]))
+        told = caption(found[-1][0].get("command", published(study)["command"]), found[-1])
+        captions.append(f"{source}: {told[1:-1]}" if len(sources) > 1 else told)
     return markdown(*table(*found)) + "\n\n" + "  \n".join(captions) + "\n"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -29,6 +30,12 @@ PLAIN = [
 def one_thread():
     """The models are too small for two."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_precision_of_other_tests():
+    """accelerate keeps the first precision of a process."""
+    AcceleratorState._reset_state(True)
 
 
 def tiny_config(**changes) -> dict:

@@ -55,7 +55,7 @@ def experiment(**changes):
     block = settings.Block.read(vars(RunBert4Glue) | BERT | changes, settings.BertSettings)
     values, pretrained = block.for_task("sst-2"), bert.Pretrained.read()
     [data] = bert.open_tasks(pretrained, [GLUE["sst-2"]])
-    builder = bert.Bert(pretrained, data, values, block.script)
+    builder = bert.BertBuilder(pretrained, data, values, block.script)
     return grid.Experiment(builder, values, 0, devices.pick_device())
 
 

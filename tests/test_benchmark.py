@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from pruning import teachers, timing
 from pruning.errors import UserError
@@ -182,7 +183,9 @@ def run_small(monkeypatch, world):
     monkeypatch.setattr("pruning.devices.best_precision", lambda _: ("no", "this is a test"))
     for name, value in SMALL.items():
         monkeypatch.setattr(benchmark, name, value)
+    AcceleratorState._reset_state(True)  # whatever other tests trained in
     benchmark.main()
+    AcceleratorState._reset_state(True)
     return list(world.glob("records/benchmark/*"))
 
 

@@ -405,7 +405,7 @@ def test_a_quantized_weight():
 def test_more_layers_than_the_configuration_has(change):
     weights = change(a_bert())
     surplus = next(name for name in weights if "layer.2." in name)
-    assert misfit(weights, num_hidden_layers=2) == f"it has {surplus!r} besides"
+    assert misfit(weights, num_hidden_layers=2) == f"it has an unexpected {surplus!r}"
 
 
 def test_fewer_layers_than_the_configuration_has():

@@ -70,8 +70,9 @@ def test_leftovers_of_dead_processes_go_and_nothing_else(tmp_path):
     folder.mkdir()
     stay = [tmp_path / name for name in ("x.pt", ".x.tmp", f"x.pt.{dead.pid}.tmp", f".x.{dead.pid}.a1.pt")]
     alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    stay.append(folder / f".x.pt.{alive.pid}.a1_b2c3.tmp")
-    go = [place / f".x.pt.{dead.pid}.a1_b2c3.tmp" for place in (tmp_path, folder)]
+    stay.append(folder / f".x.pt.{caches.MACHINE}-{alive.pid}.a1_b2c3.tmp")
+    stay.append(folder / f".x.pt.0123abcd-{dead.pid}.a1_b2c3.tmp")  # of another machine
+    go = [place / f".x.pt.{caches.MACHINE}-{dead.pid}.a1_b2c3.tmp" for place in (tmp_path, folder)]
     for path in stay + go:
         path.touch()
     with caches.whole_file(tmp_path / "mine.pt") as file:
@@ -97,7 +98,7 @@ def test_opening_a_cache_never_runs_code(tmp_path):
         with pytest.raises(UserError, match=r"x\.pt is damaged\. Run: python Prepare\.py"):
             caches.load(path, "Prepare.py")
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"no cache of this version\. Run: python Prepare\.py"):
+        with pytest.raises(UserError, match=r"not a cache of this version\. Run: python Prepare\.py"):
             caches.load(path, "Prepare.py")
     assert not (tmp_path / "ran").exists()
 
@@ -106,7 +107,7 @@ def test_missing_and_older_layouts_name_the_script(tmp_path):
     with pytest.raises(UserError, match=r"no cache .*x\.pt\. Run: python Prepare\.py"):
         caches.load(tmp_path / "x.pt", "Prepare.py")
     torch.save({"layout": 1}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"x\.pt is no cache of this version\. Run: python Prepare\.py"):
+    with pytest.raises(UserError, match=r"x\.pt is not a cache of this version\. Run: python Prepare\.py"):
         caches.load(tmp_path / "x.pt", "Prepare.py")
 
 
@@ -188,7 +189,7 @@ def test_a_flipped_byte_is_noticed_wherever_it_is(in_tmp, place):
     data[place] ^= 0x10
     path.write_bytes(data)
     message = refused()
-    assert "cache/bert/mrpc.pt is damaged" in message or "is no cache of this version" in message
+    assert "cache/bert/mrpc.pt is damaged" in message or "is not a cache of this version" in message
     assert not caches.is_current(path, written["settings"], written["fingerprints"])
 
 
@@ -200,7 +201,7 @@ def test_a_truncated_file_is_noticed(in_tmp, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     message = refused()
-    assert "cache/bert/mrpc.pt is damaged" in message or "is no cache of this version" in message
+    assert "cache/bert/mrpc.pt is damaged" in message or "is not a cache of this version" in message
     assert not caches.is_current(path, written["settings"], written["fingerprints"])
 
 
@@ -303,6 +304,9 @@ def test_data_in_other_files_makes_a_cache_stale(in_tmp):
 
 def test_ragged_rows_pad_and_take():
     ragged = Ragged.of([1, 2, 3, 4, 5, 6], [3, 1, 2])
+    taken = ragged[torch.tensor([2, 0, 2])]
+    assert taken.flat.tolist() == [5, 6, 1, 2, 3, 5, 6] and taken.offsets.tolist() == [0, 2, 5, 7]
+    assert len(ragged[torch.tensor([], dtype=torch.int64)]) == 0
     values, mask = ragged.pad(torch.tensor([2, 0]))
     assert values.tolist() == [[5, 6, 0], [1, 2, 3]]
     assert mask.tolist() == [[True, True, False], [True] * 3]

@@ -130,7 +130,7 @@ def test_published_lines_are_not_trained_again(run_study, full_world, monkeypatc
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"dept": 2}, "line 1: dept is no setting"),
+        ({"dept": 2}, "line 1: dept is not a setting"),
         ({"layers": 4}, "layers in comparison.py is 4, and the BERT in bert/ has 3"),
         ({"pruning_schedule": [0.5]}, "one rate for each layer"),
         ({"pruning_methods": ["head", "tail"]}, "line 1: a line has one method"),

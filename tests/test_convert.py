@@ -300,6 +300,7 @@ def test_a_double_beyond_fp32_is_infinity(checkpoint, world, recwarn):
 
 
 MISFIT = "bert/model.ckpt is no BERT as bert/config.json describes it: "
+SURPLUS = "bert.encoder.layer.1.attention.output.LayerNorm.bias"
 SHAPE = "bert.embeddings.word_embeddings.weight has shape [37, 32], by the configuration it would be "
 
 
@@ -310,7 +311,7 @@ SHAPE = "bert.embeddings.word_embeddings.weight has shape [37, 32], by the confi
             {"num_hidden_layers": 3},
             "it has no bert.encoder.layer.2.attention.self.query.weight of shape [32, 32]",
         ),
-        ({"num_hidden_layers": 1}, "it has 'bert.encoder.layer.1.attention.output.LayerNorm.bias' besides"),
+        ({"num_hidden_layers": 1}, f"it has an unexpected '{SURPLUS}'"),
         ({"hidden_size": 64}, f"{SHAPE}[37, 64]"),
         ({"vocab_size": 38}, f"{SHAPE}[38, 32]"),
     ],

@@ -13,9 +13,10 @@ import RunBert4Glue
 from pruning import agreement, plots
 from pruning.batches import BertExamples, Ragged
 from pruning.errors import UserError
+from pruning.records import DENSE
 from pruning.tasks import GLUE
 from studies import engine_tables, engines, workloads
-from studies.engine_tables import DENSE, PLAIN, STOCK
+from studies.engine_tables import PLAIN, STOCK
 
 TINY = {"hidden_size": 24, "num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads": 2}
 SMALL = {

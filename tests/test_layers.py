@@ -12,8 +12,9 @@ from transformers import BertForSequenceClassification
 
 from pruning import layers
 from pruning.layers import FastPaths
-from pruning.plan import FlatTokens, Ways
+from pruning.plan import LayoutOptions
 from pruning.selection import Tokens
+from pruning.tokens import FlatTokens
 
 OFF = FastPaths(**{field.name: False for field in fields(FastPaths)})
 EACH = [FastPaths(), OFF] + [
@@ -122,9 +123,9 @@ MASKS = {  # two rows are neither full nor padded on the right
 def flat_tokens(mask, call_cost=4, rates=(), readable=False):
     """States are their places in the padded batch."""
     real = torch.as_tensor(mask).bool().numpy()
-    ways = Ways(torch.device("cpu"), call_cost, unpad=True, readable=readable, filled=False)
+    options = LayoutOptions(torch.device("cpu"), call_cost, unpad=True, readable=readable, filled=False)
     states = torch.arange(float(real.size)).view(*real.shape, 1)
-    return FlatTokens.start(states, real, torch.arange(real.size).view(real.shape), rates, ways)
+    return FlatTokens.start(states, real, torch.arange(real.size).view(real.shape), rates, options)
 
 
 def test_sequences_of_one_length_lie_side_by_side():
@@ -170,7 +171,7 @@ def test_flat_tokens_stay_as_padded_ones_do(call_cost):
     flat = flat_tokens(mask, call_cost, rates=[0.5, 0.5])
     for lengths in ([2, 5, 1, 1, 3], [2, 4, 1, 1, 1], [1, 1, 1, 1, 1]):
         scores = torch.randint(0, 3, (45,)).float()
-        order = flat.trail.start.order
+        order = flat.trail.whole.order
         flat = flat.keep(scores[flat.ids], [lengths[row] for row in order])
         padded = padded.keep(scores[padded.ids], lengths, keep_first=True)
         assert torch.equal(flat.trail.kept, padded.kept_positions())

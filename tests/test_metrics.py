@@ -12,8 +12,9 @@ from ModifiedModelingBert import PrunedBertConfig
 from pruning import flops, layers, metrics, timing
 from pruning.layers import FastPaths, run_layers
 from pruning.lstm_model import PrunedLstmClassifier
-from pruning.plan import FlatTokens, Ways
+from pruning.plan import LayoutOptions
 from pruning.tasks import AGNEWS, GLUE
+from pruning.tokens import FlatTokens
 
 
 def test_metrics_by_hand():
@@ -35,7 +36,9 @@ def test_a_correlation_with_what_is_constant_is_undefined(labels, answers):
     assert fifth == {"shortest": 7, "longest": 7, "examples": 1, "pearson": None}
 
 
+@pytest.mark.filterwarnings("error")
 def test_answers_of_one_class_have_metrics():
+    assert metrics.compute(GLUE["cola"], [1, 1], [1, 1])["matthews"] == 0
     assert metrics.compute(GLUE["cola"], [0, 1, 1], [1, 1, 1])["matthews"] == 0
     assert metrics.compute(GLUE["mrpc"], [0, 1, 1], [0, 0, 0]) == {"f1": 0, "accuracy": pytest.approx(1 / 3)}
 
@@ -86,8 +89,8 @@ def test_flops_of_a_layer_are_those_of_its_products(layer):
 
 
 def test_flops_of_a_last_layer_that_only_cls_asks(layer):
-    ways = Ways(torch.device("cpu"), 4, unpad=True, readable=False, filled=False)
-    tokens = FlatTokens.start(torch.randn(1, 23, 64), np.ones((1, 23), bool), None, [], ways)
+    options = LayoutOptions(torch.device("cpu"), 4, unpad=True, readable=False, filled=False)
+    tokens = FlatTokens.start(torch.randn(1, 23, 64), np.ones((1, 23), bool), None, [], options)
     config = layer.attention.self.config
     plain = FastPaths(fused_product=False, absorbed=False)
     count = counted(lambda: run_layers([layer], tokens, plain, only_first=True))

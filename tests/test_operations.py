@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import BertForSequenceClassification
 
-from pruning import batches, layers, training, unpadding
+from pruning import batches, layers, plan, training
 from pruning.batches import BertExamples, Ragged
 from pruning.devices import Memory, best_precision
 from pruning.schedules import FOR_TWELVE_LAYERS, resolve, stretched
@@ -100,7 +100,7 @@ def pinned(monkeypatch):
         return tensor
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
-    monkeypatch.setattr(unpadding, "PINNED", ("meta",))
+    monkeypatch.setattr(plan, "PINNED", ("meta",))
     return addresses
 
 

@@ -121,7 +121,8 @@ def test_a_page_tells_the_run_and_leads_back_to_the_index(world):
     record = found("BERT")["head"]
     page = Text(page_of(record))
     text = " ".join(page.words)
-    line = next(line for line in records.lines(records.read_all("BERT")) if line.cells["method"] == "head")
+    lines = records.summary_lines(records.read_all("BERT"))
+    line = next(line for line in lines if line.cells["method"] == "head")
     assert "sst-2, head, seed 0" in text and "[0, 0.5, 0.5]" in text
     for column in ("value", "against dense", "token-layers kept", "speed-up"):
         assert f"{column} {line.cells[column]}" in text

@@ -22,6 +22,7 @@ from pruning import bert as berts
 from pruning import caches, devices, distillation, methods, plots, records, schedules, training
 from pruning.batches import BertExamples
 from pruning.errors import UserError
+from pruning.tasks import GLUE
 
 
 @pytest.fixture
@@ -267,6 +268,33 @@ def test_every_prepared_task_is_run_and_others_are_named(bert, lstm, capsys):
     assert "rte: skipped, it is not prepared (no cache/lstm/rte.pt)" in capsys.readouterr().out
 
 
+def test_a_task_that_is_not_prepared_needs_no_values(bert):
+    bert(task_names=None, pruned_epochs={"sst-2": 1, "mrpc": 1, "sts-b": 1}, pruning_methods=[])
+    assert {record["task"] for record in records.read_all("BERT")} == {"mrpc", "sst-2", "sts-b"}
+
+
+def test_pairs_need_a_bert_that_tells_two_sentences_apart(bert):
+    pretrained = berts.Pretrained.read()
+    pretrained.config["type_vocab_size"] = 1
+    berts.open_tasks(pretrained, [GLUE["sst-2"]])
+    with pytest.raises(UserError, match=r"^mrpc has pairs of sentences, and the BERT in bert/ reads single"):
+        berts.open_tasks(pretrained, [GLUE["mrpc"]])
+
+
+def test_a_list_with_a_teacher_and_a_threshold(bert):
+    mixed = ["head", "ideal gradients", "column mean threshold"]
+    bert(pruning_methods=[mixed])
+    run = found("BERT")["ideal gradients + column mean threshold"]
+    assert run["untimed"] == "upper bound" and run["timings"] is None
+    assert 0.4 < run["splits"]["dev"]["token_layers_kept"] < 0.8
+
+
+def test_a_teacher_of_a_layer_that_does_not_prune_is_no_upper_bound(bert):
+    bert(pruning_methods=[["ideal gradients", "head", "tail"]])
+    run = found("BERT")["head + tail"]
+    assert run["untimed"] == "" and run["timings"]["pruned"]["speedup"] > 0 and run["model_files"]
+
+
 def test_without_a_prepared_task_the_runner_names_the_script(bert, lstm):
     for model in ("bert", "lstm"):
         shutil.rmtree(f"cache/{model}")
@@ -377,8 +405,14 @@ def in_bf16(monkeypatch):
 
 
 def check_bf16(made):
-    """Training is in bf16, predictions are not: they would all be numbers of eight bits."""
+    """Training is in bf16, predictions are not: they would all be numbers of eight bits. What the model in
+    bf16 answers stands beside its time."""
     for record in made:
+        [row] = [row for row in record["timings"].values() if "metric" in row]
+        is_pruned = record["method"] != "dense"
+        assert row is record["timings"]["pruned" if is_pruned else "dense, ours"]
+        assert row["metric"] != record["splits"]["dev"]["metrics"]["pearson"]
+        assert (0 <= row["other_tokens"] < 0.5) if is_pruned else row["other_tokens"] is None
         assert record["precision"] == "bf16"
         assert all(loss == loss for _, loss in record["loss_curve"])
         predictions = torch.tensor(record["splits"]["dev"]["predictions"])
@@ -515,7 +549,7 @@ def test_word_dropout_says_how_many_words_a_copy_lacks(bert):
     assert 1.5 * whole < lengths[0.5] < 1.7 * whole < lengths[0.15] < 1.95 * whole
 
 
-# --- Losses that are no numbers --------------------------------------------------------------
+# --- Losses that are NaN or infinite -----------------------------------------------------------
 
 
 @pytest.fixture
@@ -540,7 +574,7 @@ def test_a_loss_that_is_no_number_stops_within_50_steps(bert, full_world, blown_
     with pytest.raises(UserError) as error:
         bert(pruning_methods=["head"], pruned_epochs=1_000, dense_epochs=0.1, augmented_copies=0)
     assert str(error.value) == (
-        "sst-2, head, seed 0: the loss is no number at step 50; a lower learning rate may help"
+        "sst-2, head, seed 0: the loss is NaN or infinite at step 50; a lower learning rate may help"
     )
     assert len(blown_up) == 1 + 50
     assert set(found("BERT")) == {"dense"}
@@ -560,7 +594,7 @@ def test_answers_that_are_no_numbers_make_no_record(request, full_world, monkeyp
 
     monkeypatch.setattr(training, "train", train)
     main = request.getfixturevalue(model.lower())
-    with pytest.raises(UserError, match=r"^sst-2: the model's answers are no numbers; a lower learning rate"):
+    with pytest.raises(UserError, match=r"^sst-2: the model's answers are NaN or infinite; a lower"):
         main()
     assert set(found(model)) <= {"bag of words"}
 

@@ -89,7 +89,7 @@ def test_the_settings_of_the_walk_are_settings_of_the_runners_with_values_that_t
 
 @pytest.mark.parametrize("name", ["pruning_shedule", "main", "grid"])
 def test_a_name_that_is_no_setting_of_the_runner_is_refused(name):
-    with pytest.raises(UserError, match=f"{name}, which is no setting of RunBert4Glue.py"):
+    with pytest.raises(UserError, match=f"{name}, which is not a setting of RunBert4Glue.py"):
         walk.configure(RunBert4Glue, {name: []})
 
 

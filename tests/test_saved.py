@@ -233,7 +233,7 @@ def test_a_disk_that_fills_while_a_model_is_written_is_named(bert, full_world, m
     def full(*_):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("pruning.bert.Bert.save", full)
+    monkeypatch.setattr("pruning.bert.BertBuilder.save", full)
     with pytest.raises(UserError, match="/model cannot be written: I/O error: No space left"):
         bert()
     assert not [*full_world.rglob("*.tmp")] and not [*full_world.glob("records/BERT/*/*/model")]
@@ -247,7 +247,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
         (unfinished / "a").write_text("2")
         raise ZeroDivisionError
     assert (target / "a").read_text() == "1" and [*tmp_path.iterdir()] == [target]
-    dead = tmp_path / ".model.999999999.abcd1234.tmp"
+    dead = tmp_path / f".model.{caches.MACHINE}-999999999.abcd1234.tmp"
     dead.mkdir()
     (dead / "a").write_text("3")
     caches.remove_leftovers(tmp_path)

@@ -6,6 +6,7 @@ import pytest
 from running import BERT, LSTM, experiment, runner
 
 import PrepareGlue4Bert
+import PrepareGlue4Lstm
 import RunBert4Glue
 import RunLstm4Agnews
 import RunLstm4Glue
@@ -112,7 +113,9 @@ def test_a_missing_setting_is_named(module):
 def test_an_unknown_setting_is_named(module, name):
     with pytest.raises(UserError) as error:
         read(module, **{name: 0.4})
-    check_sentence(error, f"{name} in {script_of(module)} is no setting", "known are: ", "learning_rate")
+    check_sentence(
+        error, f"{name} in {script_of(module)} is not a setting", "settings are: ", "learning_rate"
+    )
 
 
 def test_a_misspelt_setting_is_named(module):
@@ -120,11 +123,11 @@ def test_a_misspelt_setting_is_named(module):
     names["bach_size"] = names.pop("batch_size")
     with pytest.raises(UserError) as error:
         Block.read(names, KINDS[module][0])
-    check_sentence(error, f"bach_size in {script_of(module)} is no setting", "batch_size")
+    check_sentence(error, f"bach_size in {script_of(module)} is not a setting", "batch_size")
 
 
 def test_the_runner_of_one_task_knows_no_task_names():
-    with pytest.raises(UserError, match=r"task_names in RunLstm4Agnews\.py is no setting"):
+    with pytest.raises(UserError, match=r"task_names in RunLstm4Agnews\.py is not a setting"):
         read(RunLstm4Agnews, task_names=["agnews"])
 
 
@@ -152,8 +155,8 @@ def test_the_task_goes_before_other():
     [
         ({"sst2": 1, "other": 2}, ": there is no task 'sst2'"),
         ({0: 1, "other": 2}, ": there is no task 0"),
-        ({"cola": 1}, " says nothing of {task}: add it, or 'other'"),
-        ({}, " says nothing of {task}: add it, or 'other'"),
+        ({"cola": 1}, " has no value for {task}: add it, or 'other'"),
+        ({}, " has no value for {task}: add it, or 'other'"),
     ],
 )
 def test_a_wrong_task_is_named(module, value, words):
@@ -304,7 +307,7 @@ def no_training(monkeypatch):
         ({"pruning_schedule": "harf"}, r"no schedule is called 'harf'.*half.*it is 'harf'"),
         (
             {"pruning_schedule": {"mrpc": "half"}},
-            r"pruning_schedule in .* says nothing of sst-2",
+            r"pruning_schedule in .* has no value for sst-2",
         ),
         (
             {"pruning_schedule": [0, 0, 1.1]},
@@ -344,10 +347,10 @@ def test_wrong_bert_settings_stop_before_any_training(full_world, monkeypatch, n
     ],
 )
 @pytest.mark.parametrize("script", [RunLstm4Glue, RunLstm4Agnews], ids=script_of)
-def test_wrong_lstm_settings_stop_before_anything_is_read(
-    tmp_path, monkeypatch, no_training, script, changes, message
+def test_wrong_lstm_settings_stop_before_any_training(
+    full_world, monkeypatch, no_training, script, changes, message
 ):
-    monkeypatch.chdir(tmp_path)  # there is no cache
+    PrepareGlue4Lstm.main()
     with pytest.raises(UserError, match=message.replace("SCRIPT", script_of(script))) as error:
         runner(script, LSTM, monkeypatch)(**changes)
     check_sentence(error)

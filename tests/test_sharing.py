@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import ROOT
 from running import BERT, LSTM, experiment, found, runner, without_times
 
@@ -141,7 +142,7 @@ def test_a_killed_process_blocks_nobody_and_leaves_no_temporary_files(full_world
 
 def test_what_a_living_process_writes_is_left_alone(full_world, monkeypatch):
     PrepareGlue4Bert.main()
-    writing = full_world / "records" / f".record.json.{os.getppid()}.abcdefgh.tmp"
+    writing = full_world / "records" / f".record.json.{caches.MACHINE}-{os.getppid()}.abcdefgh.tmp"
     writing.write_text("half of it")
     runner(RunBert4Glue, BERT, monkeypatch)(pruning_methods=[])
     assert writing.read_text() == "half of it"
@@ -199,13 +200,16 @@ def test_a_training_in_fp16_does_not_know_of_those_before(full_world):
     one.accelerator.scaler = None
 
 
-def test_two_processes_train_as_one_and_write_each_record_once(full_world):
-    """As `accelerate launch` with two GPUs, here two processes on the CPU."""
+def test_two_processes_train_as_one_and_write_each_record_once(full_world, monkeypatch):
+    """As `accelerate launch` with two GPUs, here two processes on the CPU, in fp32."""
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr("pruning.devices.best_precision", lambda _: ("no", "a test"))
     config = json.loads((full_world / "bert/config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (full_world / "bert/config.json").write_text(json.dumps(config))
     PrepareGlue4Bert.main()
-    code = "from pathlib import Path\nimport test_sharing\ntest_sharing.train_both(Path('two'))\n"
+    code = "from pathlib import Path\nimport test_sharing\nfrom pruning import devices\n"
+    code += "devices.best_precision = lambda _: ('no', 'a test')\ntest_sharing.train_both(Path('two'))\n"
     settings = BERT | {"pruning_methods": [STUDENT, "tail"]}
     code += with_settings("RunBert4Glue", settings) + "RunBert4Glue.main()\n"
     process = start(full_world, code, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -1,0 +1,205 @@
+"""BERT's tokens, flat from the embeddings to the classifier.
+
+Shapes: B examples, R = B rows as they lie, W columns of the longest, N slots of a flat tensor, H units, T
+positions and K of them kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from pruning.plan import Layout, LayoutOptions, Step, WholeBatch, send, send_tables
+from pruning.selection import TokenFusion, Tokens
+from pruning.unpadding import Unpadding
+
+
+class Trail:
+    """Where the tokens that a layer updates come from; looked up when asked for."""
+
+    def __init__(
+        self, whole: WholeBatch, layout: Layout, picked: Tensor | None = None, before: "Trail | None" = None
+    ):
+        self.whole, self.layout, self._picked, self._before = whole, layout, picked, before
+
+    @cached_property
+    def slots(self) -> Tensor | None:
+        """(N,) the slots that they had at the start; None: the same."""
+        earlier = self._before.slots if self._before else None
+        picked = self._picked
+        return picked if earlier is None or picked is None else earlier.index_select(0, picked)
+
+    def of_whole(self, aligned: Tensor) -> Tensor:
+        """From a tensor aligned with the slots at the start, the rows of these tokens."""
+        return aligned if self.slots is None else aligned.index_select(0, self.slots)
+
+    def in_batch(self, aligned: Tensor, filler: float) -> Tensor:
+        """(N, …) → (B, K, …), each example's tokens side by side; where it has fewer, `filler`."""
+        whole, layout = self.whole, self.layout
+        if layout is whole.layout and whole.places is not None:
+            table = np.full(whole.real.shape, layout.size)
+            table.ravel()[whole.places] = np.arange(layout.size)
+        else:
+            table = layout.table()[whole.order.argsort()]
+        return on_grid(aligned, table, filler)
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """(B, K) int64, the positions of the tokens in their sentences; -1 where an example has fewer."""
+        return self.in_batch(self.of_whole(self.whole.positions), -1)
+
+
+class Kept(Sequence):
+    """Each layer's `Trail.kept`."""
+
+    def __init__(self, trails: Sequence[Trail]):
+        self._trails = trails
+
+    def __len__(self) -> int:
+        return len(self._trails)
+
+    def __getitem__(self, layer: Any) -> Any:
+        found = self._trails[layer]
+        return found.kept if isinstance(found, Trail) else tuple(trail.kept for trail in found)
+
+
+def on_grid(flat: Tensor, table: np.ndarray, filler: float) -> Tensor:
+    """(N, …) → (R, W, …): the slots in `table` (R, W), `filler` where it says N."""
+    padded = nn.functional.pad(flat, (0, 0) * (flat.dim() - 1) + (0, 1), value=filler)
+    index = send([table.ravel()], flat.device)[0]
+    return padded.index_select(0, index).view(*table.shape, *flat.shape[1:])
+
+
+def mask_on_host(states: Tensor, mask: Tensor | None, lengths: Sequence[int] | None) -> np.ndarray:
+    """(B, T) bool, True at real tokens. Without `lengths` the device is asked for the mask."""
+    rows, width = states.shape[:2]
+    if lengths is not None:
+        return np.arange(width) < np.asarray(lengths)[:, None]
+    return np.ones((rows, width), bool) if mask is None else mask.bool().cpu().numpy()
+
+
+@dataclass
+class FlatTokens:
+    """A batch on its way through BERT.
+
+    Attributes:
+        states: (N, H) the input of the next layer; of readable tokens, of all that are read.
+        unpadding: how they lie, for the layers.
+        trail: which tokens are updated.
+        ahead: the steps to come.
+        queries: (Q,) the slots of the tokens that are updated, where others are read too.
+    """
+
+    keeps_first: ClassVar[bool] = True
+
+    states: Tensor
+    unpadding: Unpadding
+    trail: Trail
+    ahead: list[Step]
+    queries: Tensor | None = None
+
+    @classmethod
+    def start(
+        cls,
+        states: Tensor,
+        real: np.ndarray,
+        ids: Tensor | None,
+        rates: Sequence[float],
+        options: LayoutOptions,
+    ) -> "FlatTokens":
+        """
+        Args:
+            states: (B, T, H) embeddings.
+            real: (B, T) bool, True at real tokens.
+            ids: (B, T) or None.
+            rates: of the layers, in their order.
+        """
+        whole = WholeBatch(real, ids, options)
+        steps = whole.steps(rates)
+        send_tables([whole.tables, *(step.tables for step in steps)], options.device)
+        unpadding = Unpadding.of(whole.layout, whole.tables, states.dtype)
+        return cls(unpadding.flatten(states), unpadding, Trail(whole, whole.layout), steps)
+
+    @property
+    def lengths(self) -> list[int]:
+        """(R,) how many tokens are updated, known to the host."""
+        return self.trail.layout.lengths.tolist()
+
+    @property
+    def ids(self) -> Tensor | None:
+        """(N,) of the tokens that are updated."""
+        whole = self.trail.whole
+        if whole.ids is None:
+            return None
+        ids, index = whole.ids.flatten(), whole.tables.get("index")
+        return self.trail.of_whole(ids if index is None else ids.index_select(0, index))
+
+    @property
+    def positions(self) -> Tensor:
+        """(N,) of the tokens that are updated, in their sentences."""
+        return self.trail.of_whole(self.trail.whole.positions)
+
+    def updated(self) -> "FlatTokens":
+        """With the states of the tokens that are updated alone."""
+        if self.queries is None:
+            return self
+        return replace(self, states=self.states.index_select(0, self.queries), queries=None)
+
+    def seen_by(self, pruner: Any, teacher_scores: Tensor | None) -> tuple[Any, Tensor | None]:
+        """The tokens that are updated as a pruner reads them, and teacher scores (B, T) in the same rows."""
+        if not (pruner.training or pruner.needs_grid):
+            return self.updated(), None
+        aligned = None if teacher_scores is None else self.trail.whole.in_rows(teacher_scores)
+        return self.on_grid(), aligned
+
+    def on_grid(self) -> Tokens:
+        """The tokens that are updated in rows and columns, as pruners that look at a whole sentence want."""
+        whole, layout, ids, table = self.trail.whole, self.trail.layout, self.ids, self.trail.layout.table()
+        mask, real = send([layout.real, whole.real], self.states.device)
+        return Tokens(
+            on_grid(self.updated().states, table, 0),
+            mask,
+            on_grid(self.positions, table, 0),
+            None if ids is None else on_grid(ids, table, 0),
+            None if whole.ids is None else (whole.in_rows(whole.ids), whole.in_rows(real)),
+            self.lengths,
+        )
+
+    def in_batch(self) -> Tensor:
+        """(B, K, H) the states of the tokens that are updated; 0 where an example has fewer, except in
+        padding that never left."""
+        whole = self.trail.whole
+        if self.trail.layout is whole.layout and whole.places is None:
+            return self.states.view(*whole.real.shape, -1)
+        return self.trail.in_batch(self.updated().states, 0)
+
+    def firsts_in_batch(self) -> Tensor:
+        """(B, 1, H) where the last layer gave the states of first tokens alone."""
+        return self.unpadding.in_order(self.states)[:, None]
+
+    def keep(
+        self, scores: Tensor | None, lengths: list[int], fusion: TokenFusion | None = None
+    ) -> "FlatTokens":
+        """As `Tokens.keep`, by scores (N,), or (R, W) on the grid; the first token always stays."""
+        whole, layout = self.trail.whole, self.trail.layout
+        step, ahead = (self.ahead[0], self.ahead[1:]) if self.ahead else (None, [])
+        if step is None or step.layout.lengths.tolist() != lengths:  # counts that nobody could know
+            step, ahead = whole.step(layout, lengths), []
+            send_tables([step.tables], whole.options.device)
+        kept, removed = step.pick(scores)
+        trail = Trail(whole, step.layout, kept, self.trail)
+        new = replace(self, trail=trail, ahead=ahead)
+        if whole.options.readable:
+            unpadding = self.unpadding.with_queries(whole.layout, step.layout, step.tables.get("ends"))
+            return replace(new, queries=trail.slots, unpadding=unpadding)
+        unpadding = Unpadding.of(step.layout, step.tables, self.states.dtype)
+        states = self.states.index_select(0, kept)
+        if fusion is not None:
+            starts = step.tables["removed_starts"]
+            mean = nn.functional.embedding_bag(removed, self.states, starts, mode="mean")  # (R, H)
+            left = nn.functional.linear(mean, fusion.weight).to(states.dtype)
+            states = states.index_add(0, step.tables["first"], left)
+        return replace(new, states=states, unpadding=replace(unpadding, back=self.unpadding.back))
