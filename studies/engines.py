@@ -69,7 +69,7 @@ engine's, against stock and against the fastest dense model in any engine.
 """
 
 Batched = tuple[str, int, Examples]  # name of the lengths, batch size, what the batches are taken from
-Builders = dict[str, Callable[[], Any]]  # name → what makes a model; the dense one first
+Builders = dict[str, Callable[[], Any]]  # name → what makes a model; a dense one among them
 
 
 class EngineSettings(Strict):
@@ -194,7 +194,7 @@ class Study:
         cells: list[dict[str, Any]] = [
             {"kind": kind, "lengths": name, "batch_size": size, "rows": {}} for name, size, _ in inputs
         ]
-        _, *others = models
+        others = [name for name in models if name != DENSE]
         with tempfile.TemporaryDirectory() as outer:
             dense = load(models[DENSE](), Path(outer))
             stock = bert.stock_copy(dense.model).eval()
