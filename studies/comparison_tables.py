@@ -27,7 +27,7 @@ ASKED = {"half": 0.002, "third": 0.01, "fifth": 0.025}  # how far below the bett
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return f"{100 * value:z.1f}"
 
 
 def name_of(line: Line) -> str:

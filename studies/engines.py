@@ -2,10 +2,10 @@
 
     nothing, and models that runs kept  →  records/engines/<device>-<key>/record.json, tables.md, front.png
 
-Run it without parameters, `python -m studies.engines` (or `make engines`): 26 minutes on two CPU cores,
-with seven small models that were kept. Change what is between the two rulers below. Random weights show the
-clock; trained models show what each engine keeps of the metric. All engines have as many threads, read the
-same length-sorted batches and take turns within a cell. A line says which are not installed.
+Run it without parameters, `python -m studies.engines` (or `make engines`): 18 to 26 minutes on two CPU
+cores, with eight small models that were kept. Change what is between the two rulers below. Random weights
+show the clock; trained models show what each engine keeps of the metric. All engines have as many threads,
+read the same length-sorted batches and take turns within a cell. A line says which are not installed.
 """
 
 import importlib.util
