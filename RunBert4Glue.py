@@ -53,12 +53,13 @@ save_models = True  # keep each run's model beside its record
 def main() -> None:
     accelerator = devices.pick_device()
     block = settings.Block.read(globals(), settings.BertSettings)
+    chosen = block.for_prepared_tasks("bert")  # checked before any work
     pretrained = bert.Pretrained.read()
     devices.say(str(pretrained))
 
     experiments = []  # one for each task and seed
     for data in bert.open_tasks(pretrained, [GLUE[name] for name in block.task_names()]):
-        values = block.for_task(data.task.name)
+        values = chosen[data.task.name]
         builder = bert.BertBuilder(pretrained, data, values, block.script)
         devices.say(f"Schedule of {data.task.name}: {builder}")
         experiments += [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]

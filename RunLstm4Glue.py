@@ -41,10 +41,11 @@ save_models = True  # keep each run's model beside its record
 def main() -> None:
     accelerator = devices.pick_device()
     block = settings.Block.read(globals(), settings.LstmGlueSettings)
+    chosen = block.for_prepared_tasks("lstm")  # checked before any work
 
     experiments = []  # one for each task and seed
     for data in caches.open_tasks("lstm", [GLUE[name] for name in block.task_names()]):
-        values = block.for_task(data.task.name)
+        values = chosen[data.task.name]
         builder = lstm.LstmBuilder(data, values)
         experiments += [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]
 

@@ -209,6 +209,12 @@ def fine_tune(experiment: Experiment) -> tuple[Any, Curve]:
     return model, experiment.fit(model, data, arguments, DENSE)
 
 
+def inputs_for(experiment: Experiment, method: Method, examples: Examples) -> Inputs:
+    """What a trained model reads: examples, with scores where a teacher prunes. Labels are not looked at."""
+    scores = experiment.scores_for(method, examples) if experiment.builder.is_upper_bound(method) else None
+    return Inputs(examples, scores)
+
+
 def calibrate(experiment: Experiment, model: Any, method: Method) -> None:
     """Sets a pruned model's thresholds, if it has any, by training examples; see `methods.calibrate`."""
     if not methods.thresholds_of(model):
@@ -216,9 +222,8 @@ def calibrate(experiment: Experiment, model: Any, method: Method) -> None:
     examples = experiment.train_examples
     fits = max(1, MOST_PAIRS // int(examples.lengths.max()) ** 2)
     few = batches.subset(examples, min(CALIBRATED_ON, fits))
-    scores = experiment.scores_for(method, few) if experiment.builder.is_upper_bound(method) else None
-    batch = Inputs(few, scores).batch(torch.arange(len(few)), experiment.accelerator.device)
-    methods.calibrate(model, batch)
+    inputs = inputs_for(experiment, method, few)
+    methods.calibrate(model, inputs.batch(torch.arange(len(few)), experiment.accelerator.device))
 
 
 def methods_of(experiment: Experiment) -> list[Method]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pruning import batches, devices, flops, lstm, metrics, pages, plots, records, saved, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError
-from pruning.grid import Experiment, Method, Trained, methods_of
+from pruning.grid import Experiment, Trained, inputs_for, methods_of
 from pruning.records import BAG_OF_WORDS, DENSE
 from pruning.store import claim
 from pruning.timing import Variant
@@ -32,7 +32,7 @@ def evaluate(experiment: Experiment, trained: Trained) -> dict[str, Evaluation]:
     """The model's answers to every dev split, in fp32: split → see `evaluation_of`."""
     splits = {name: experiment.data.splits[name] for name in experiment.data.task.dev_splits}
     return {
-        name: evaluate_examples(experiment, trained.model, _test_set(experiment, trained.method, examples))
+        name: evaluate_examples(experiment, trained.model, inputs_for(experiment, trained.method, examples))
         for name, examples in splits.items()
     }
 
@@ -65,12 +65,6 @@ def evaluation_of(
         "tokens_by_layer": None if kept is None else kept.sum(dim=0).tolist(),
         "predictions": predictions,
     }
-
-
-def _test_set(experiment: Experiment, method: Method, examples: Examples) -> Inputs:
-    """Examples of a dev split, with scores where a teacher prunes. Labels are not looked at."""
-    scores = experiment.scores_for(method, examples) if experiment.builder.is_upper_bound(method) else None
-    return Inputs(examples, scores)
 
 
 # --- Speed -----------------------------------------------------------------------------------
@@ -148,12 +142,12 @@ def in_half_precision(experiment: Experiment, model: Any, timed: Any) -> dict[st
                 kept[row] = [[place for place in layer[i] if place >= 0] for layer in layers]
         return logits, kept
 
-    (_, kept), (logits, kept_in_half) = answers(model), answers(timed)
-    others = sum(kept[row] != kept_in_half[row] for row in kept)
-    return {
-        "metric": metrics.primary(task, dev.labels.tolist(), logits),
-        "other_tokens": others / len(dev) if any(kept.values()) else None,
-    }
+    (logits, kept), other_tokens = answers(timed), None
+    if any(kept.values()):
+        _, kept_in_fp32 = answers(model)
+        other_tokens = sum(kept[row] != kept_in_fp32[row] for row in kept) / len(dev)
+    metric = metrics.primary(task, dev.labels.tolist(), logits)
+    return {"metric": metric, "other_tokens": other_tokens}
 
 
 # --- The record ------------------------------------------------------------------------------
@@ -219,7 +213,7 @@ def _shown(
     rows = sorted(range(len(dev)), key=lambda row: outcomes[row])[: experiment.settings.shown_examples]
     if not rows or trained.model is None:
         return {"outcomes": {}, "shown": []}
-    inputs = _test_set(experiment, trained.method, dev.take(torch.tensor(rows)))
+    inputs = inputs_for(experiment, trained.method, dev.take(torch.tensor(rows)))
     sentences: dict[int, list[dict[str, list]]] = {}
     in_words = partial(
         saved.words_by_row, experiment.builder.sentences, experiment.data.vocabulary, inputs.examples

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from pruning import methods, schedules, selection, tasks
+from pruning import caches, methods, schedules, selection, tasks
 from pruning.errors import UserError
 
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
@@ -172,6 +172,13 @@ class Block(Generic[S]):
             if name in names[:i]:
                 raise UserError(f"{place} names {name} twice")
         return names
+
+    def for_prepared_tasks(self, model: str) -> dict[str, S]:
+        """Task → its settings, of those of `task_names` that are prepared for "bert" or "lstm"; of all where
+        none is. Raises UserError for a value that cannot work."""
+        names = self.task_names()
+        prepared = [name for name in names if caches.path_of(model, name).exists()]
+        return {name: self.for_task(name) for name in prepared or names}
 
     def for_task(self, task: str) -> S:
         """The settings of one task. Raises UserError for a value that cannot work."""

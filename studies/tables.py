@@ -301,11 +301,12 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
 }
 
 
-def caption(command: str, records: list[Record]) -> str:
-    """The command, devices, precisions, seeds and training rows behind a table."""
+def caption(command: str, records: list[Record], source: str = "") -> str:
+    """The command, devices, precisions, seeds and training rows behind a table. source: of several, which."""
     cells = [cell for record in records for cell in record.get("cells", [record])]
     devices = sorted({" on ".join(filter(None, [r["device"], r.get("processor")])) for r in records})
-    parts = [f"`{command}`", " and ".join(devices), " and ".join(sorted({c["precision"] for c in cells}))]
+    named = f"{source}: `{command}`" if source else f"`{command}`"
+    parts = [named, " and ".join(devices), " and ".join(sorted({c["precision"] for c in cells}))]
     if "seed" in records[0]:
         rows = {record["task"]: f"{record['task']} {record['training_rows']:,}" for record in records}
         parts.append("seeds " + ", ".join(map(str, sorted({record["seed"] for record in records}))))
@@ -320,8 +321,8 @@ def text_of(name: str) -> str:
     for source in sources:
         study, is_chosen = SOURCES[source]
         found.append([record for record in published(study)["records"] if is_chosen(record)])
-        told = caption(found[-1][0].get("command", published(study)["command"]), found[-1])
-        captions.append(f"{source}: {told[1:-1]}" if len(sources) > 1 else told)
+        command = found[-1][0].get("command", published(study)["command"])
+        captions.append(caption(command, found[-1], source if len(sources) > 1 else ""))
     return markdown(*table(*found)) + "\n\n" + "  \n".join(captions) + "\n"
 
 

@@ -594,7 +594,8 @@ def test_answers_that_are_no_numbers_make_no_record(request, full_world, monkeyp
 
     monkeypatch.setattr(training, "train", train)
     main = request.getfixturevalue(model.lower())
-    with pytest.raises(UserError, match=r"^sst-2: the model's answers are NaN or infinite; a lower"):
+    said = r"^sst-2: the model's answers are NaN or infinite; a lower learning rate"
+    with pytest.raises(UserError, match=said):
         main()
     assert set(found(model)) <= {"bag of words"}
 

@@ -6,7 +6,6 @@ import pytest
 from running import BERT, LSTM, experiment, runner
 
 import PrepareGlue4Bert
-import PrepareGlue4Lstm
 import RunBert4Glue
 import RunLstm4Agnews
 import RunLstm4Glue
@@ -347,10 +346,10 @@ def test_wrong_bert_settings_stop_before_any_training(full_world, monkeypatch, n
     ],
 )
 @pytest.mark.parametrize("script", [RunLstm4Glue, RunLstm4Agnews], ids=script_of)
-def test_wrong_lstm_settings_stop_before_any_training(
-    full_world, monkeypatch, no_training, script, changes, message
+def test_wrong_lstm_settings_stop_before_anything_is_read(
+    tmp_path, monkeypatch, no_training, script, changes, message
 ):
-    PrepareGlue4Lstm.main()
+    monkeypatch.chdir(tmp_path)  # there is no cache
     with pytest.raises(UserError, match=message.replace("SCRIPT", script_of(script))) as error:
         runner(script, LSTM, monkeypatch)(**changes)
     check_sentence(error)
