@@ -29,6 +29,7 @@ from pruning.selection import count_kept
 
 Groups = list[tuple[int, int, int]]
 
+ALIGNED = 16  # bytes
 PINNED = ("cuda",)  # devices that read page-locked memory while the host goes on; others may read too late
 
 
@@ -41,10 +42,10 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
 
 def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Arrays on a device, by one copy of all. Each may be changed in place: `.data` parts what autograd knows
-    of them."""
+    of them. Each begins at a multiple of 16 bytes: a GPU's attention reads so many of a mask at once."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    words = [-(-array.nbytes // 8) for array in arrays]
+    words = [-(-array.nbytes // ALIGNED) * ALIGNED // 8 for array in arrays]
     buffer = np.zeros(sum(words), np.int64)
     for array, end, count in zip(arrays, np.cumsum(words), words, strict=True):
         buffer[end - count : end].view(np.uint8)[: array.nbytes] = array.reshape(-1).view(np.uint8)

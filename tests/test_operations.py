@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -153,6 +154,13 @@ def test_a_pass_waits_for_nothing_and_asks_for_no_more_than_stock(
 def test_no_pass_waits(pinned, method, removed_tokens):
     model = build([0.3, 0.5, 0.4], method, removed_tokens=removed_tokens)
     assert count(model, pinned).waits == []
+
+
+def test_tables_begin_where_a_gpu_reads_16_bytes_at_once(pinned):
+    arrays = [np.zeros(count, dtype) for dtype in (bool, np.float32, np.int64) for count in (1, 2, 3, 7)]
+    sent = plan.send(arrays, torch.device("meta"))
+    assert all(table.storage_offset() * table.element_size() % 16 == 0 for table in sent)
+    assert [table.shape for table in sent] == [array.shape for array in arrays]
 
 
 @pytest.mark.parametrize(
