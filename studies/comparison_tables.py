@@ -23,6 +23,7 @@ Line = tuple[str, str]  # a method and the name of its budget or schedule, "" wh
 Answers = dict[tuple[str, int], Any]  # task, seed → what is known there; of a trained model `dev`
 
 LONGER = "dense, trained on"
+GRID = "grid"  # the budget of dense models whose learning rate and epochs were not chosen
 ASKED = {"half": 0.002, "third": 0.01, "fifth": 0.025}  # how far below the better dense model at most
 
 
@@ -39,7 +40,7 @@ def lines_of(records: Iterable[Record]) -> dict[Line, Answers]:
     """The trained models, without those that still lack a task that the dense model has."""
     found: dict[Line, Answers] = defaultdict(dict)
     for record in records:
-        if "dev" in record:
+        if "dev" in record and record["schedule"] != GRID:
             answer = record["dev"] | {"held_out": record.get("held_out")}
             found[record["method"], record["schedule"]][record["task"], record["seed"]] = answer
     tasks = {line: {task for task, _ in answers} for line, answers in found.items()}
@@ -157,6 +158,28 @@ def kept_text(answers: Answers, value: Callable[[Any], float]) -> str:
     return f"{mean_of(answers, value):.0%}{spread}"
 
 
+def grid_table(records: list[Record]) -> Table:
+    """Dense models of all learning rates and numbers of epochs that were tried: the metric on held-out rows,
+    in brackets on the dev set. Those that were chosen have a star."""
+    found: dict[tuple[float, float], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record.get("method") == DENSE and "held_out" in record:
+            tried = record["settings"]["learning_rate"], record["settings"]["dense_epochs"]
+            found[tried][record["task"]].append(record)
+    tasks = dict.fromkeys(task for of_tasks in found.values() for task in of_tasks)
+
+    def cell(tried: list[Record]) -> str:
+        values = [mean_sd([metric_of(record[part]) for record in tried]) for part in ("held_out", "dev")]
+        star = "" if tried[0]["schedule"] == GRID else " *"
+        return f"{values[0]} ({values[1]}){star}"
+
+    rows = [
+        [f"{rate:g}", f"{epochs:g}", *(cell(of_tasks[task]) if task in of_tasks else "" for task in tasks)]
+        for (rate, epochs), of_tasks in sorted(found.items())
+    ]
+    return ["learning rate", "epochs", *tasks], rows
+
+
 def comparison_table(records: list[Record], found: list[Record]) -> Table:
     """One row for each trained model, most token-layers first; a column of FLOPs, and one of the mean on
     held-out rows, where all records have them.
@@ -239,6 +262,7 @@ def costs_table(records: list[Record]) -> Table:
     the copies, its teacher's scores. In processor time, which other work on the machine still lengthens;
     means over tasks and seeds."""
     found: dict[Line, list[dict[str, float]]] = defaultdict(list)
+    records = [record for record in records if record.get("schedule") != GRID]
     dense = {(r["task"], r["seed"]): r["processor_seconds"] for r in records if r.get("method") == DENSE}
     for record in records:
         own, whole = record.get("processor_seconds"), dense.get((record["task"], record["seed"]))

@@ -151,7 +151,7 @@ def main() -> None:
     chosen = block.for_task(settings.OTHER)
     found = []
     for piece in comparison.all_pieces():
-        if piece.name != DENSE:
+        if (piece.name, piece.budget) != (DENSE, ""):
             continue
         learning_rate = piece.experiment.settings.student_learning_rate
         fields = piece.fields | {"method": STUDY, "student_learning_rate": learning_rate} | block.values

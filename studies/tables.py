@@ -150,9 +150,19 @@ def against_fastest_text(cell: Record, row: Record) -> str:
     return f"× {speedup:.2f}{share}"
 
 
-def bert_table(record: Record, is_shown: Callable[[str], bool]) -> Table:
-    """Against the fastest dense engine, one row for each shape, lengths and batch size of BERT."""
-    header, rows = side_by_side(cells_of(record, kind="bert"), FASTEST, against_fastest_text, is_shown)
+def batch_text(cell: Record, row: Record) -> str:
+    """Milliseconds of a whole batch."""
+    return f"{cell['batch_size'] * row['ms']:.1f}"
+
+
+def bert_table(
+    record: Record,
+    is_shown: Callable[[str], bool],
+    heading: str = FASTEST,
+    text: Text = against_fastest_text,
+) -> Table:
+    """One row for each shape, lengths and batch size of BERT, one column for each variant that is shown."""
+    header, rows = side_by_side(cells_of(record, kind="bert"), heading, text, is_shown)
     first, *others = map(list, zip(header, *rows, strict=True))  # rows as columns
     return first, others
 
@@ -219,6 +229,10 @@ def headline_table(
 Source = tuple[str, Callable[[Record], bool]]
 
 
+def is_gpu(record: Record) -> bool:
+    return "NVIDIA" in record["device"]
+
+
 def searched(*tasks: str) -> Source:
     """The search on these tasks."""
     return "search", lambda record: {*record["dense"]} == {*tasks}
@@ -232,8 +246,9 @@ SOURCES: dict[str, Source] = {  # a study, and which of its records
     "search, twelve": searched("mrpc", "cola", "sts-b"),
     "search, sentences": searched("cola", "sst-2"),
     "search, pairs": searched("mrpc", "sts-b"),
-    "benchmark": ("benchmark", bool),
-    "LSTM, speed": ("benchmark", bool),
+    "benchmark": ("benchmark", lambda record: not is_gpu(record)),
+    "LSTM, speed": ("benchmark", lambda record: not is_gpu(record)),
+    "benchmark, GPU": ("benchmark", is_gpu),
     "engines": ("engines", bool),
     "LSTM, metrics": ("lstm", lambda record: record["task"] == "agnews"),
     "glue": ("lstm", lambda record: record["task"] != "agnews"),
@@ -270,6 +285,7 @@ OF_HEADLINE = ["BERT, metrics", "BERT, speed", "LSTM, metrics", "LSTM, speed"]
 # What makes each table, and its sources
 TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "headline": (with_recipe(headline_table), OF_HEADLINE),
+    "grid": (compare.grid_table, ["BERT, metrics"]),
     "comparison": (compared("comparison", compare.comparison_table), ["BERT, metrics"]),
     "asked": (with_recipe(compare.asked_table), ["BERT, metrics"]),
     "pairs": (compared("comparison", compare.pairs_table), ["BERT, metrics"]),
@@ -286,6 +302,14 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
         lambda records: bert_table(records[0], lambda v: v.endswith(STUDENT) or v in (PADDED, STOCK, OURS)),
         ["benchmark"],
     ),
+    "speed-gpu": (
+        lambda records: bert_table(
+            records[0], lambda v: v.endswith(STUDENT) or v in (STOCK, OURS), "ms a batch", batch_text
+        ),
+        ["benchmark, GPU"],
+    ),
+    "training-step-gpu": (timed("training", "against the first row"), ["benchmark, GPU"]),
+    "lstm-gpu": (timed("lstm", "ms a batch", batch_text), ["benchmark, GPU"]),
     "pruners": (lambda records: bert_table(records[0], lambda v: v.startswith("half, ")), ["benchmark"]),
     "gains": (timed("gains", "no pruning, against stock"), ["benchmark"]),
     "first-code": (timed("first code", "against the first row"), ["benchmark"]),

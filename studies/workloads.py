@@ -244,8 +244,8 @@ def training_steps(
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Any], accelerator: Accelerator
 ) -> None:
-    """What `training.training_step` does, for transformers' own model too."""
-    optimizer.zero_grad(set_to_none=True)
+    """What `training.training_step` does, for transformers' own model too. Gradients go at the end: the peak
+    of the memory then counts them."""
     with accelerator.autocast():
         output = model(**batch)
         pruning_loss = getattr(output, "pruning_loss", None)
@@ -253,6 +253,7 @@ def train_step(
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def lstms(

@@ -19,6 +19,8 @@ SETTINGS = {
     "training_rows": 16,
     "held_out_rows": 6,
     "dense_epochs": 1,
+    "learning_rate": 1e-4,
+    "dense_grid": {"sst-2": [(1e-4, 1), (2e-4, 1)], "other": []},
     "pruned_epochs": 1,
     "batch_size": 8,
     "lines": {
@@ -68,7 +70,11 @@ def test_lines_are_trained_in_pieces_that_resume(run_study, full_world, monkeypa
     assert len(clock["timings"]["1"]) == len(LINES)  # stock in place of "dense, trained on"
     found.remove(clock)
     assert 0.2 < min(kept) <= max(kept) < 0.9  # a threshold is timed as it prunes
-    assert len(paths) - 1 == len(found) == 2 * len(LINES)
+    assert len(paths) - 1 == len(found) == 2 * (len(LINES) + 1)
+    tried = [record for record in found if record["schedule"] == compare.GRID]
+    assert [record["settings"]["learning_rate"] for record in tried] == [2e-4, 2e-4]
+    [first, second] = compare.grid_table(found)[1]
+    assert first[:2] == ["0.0001", "1"] and first[2].endswith(" *") and not second[2].endswith(" *")
     assert {record["method"] for record in found} == LINES
     for record in found:
         assert len(record["dev"]["predictions"]) == 12 and len(record["dev"]["metrics_by_length"]) == 5
@@ -109,7 +115,7 @@ def test_the_report_is_what_is_published(run_study, full_world, capsys):
     lines = compare.lines_of(study["records"])
     against = next(line for line in lines if compare.name_of(line) == interval["against"])
     change = compare.mean_of(lines["first 1 layers", "third"]) - compare.mean_of(lines[against])
-    assert interval["change"] == pytest.approx(change) and interval["seeds"] == [0]
+    assert interval["change"] == pytest.approx(change, abs=1e-4) and interval["seeds"] == [0]
     assert (folder / "comparison.png").stat().st_size > 10_000
 
 
