@@ -126,11 +126,10 @@ def write_comparison(
         if name.startswith(DENSE):
             _level(axes, [y[0]], name, LINES.get(name, ":"))
             continue
-        axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=name)
-        for place, label in zip(zip(x, y, strict=True), labels, strict=True):
-            where: Any = {"xytext": (7, 4) if len(points) == 1 else (7, -11)}
-            if name == "recipe":
-                where = {"xytext": (-7, 4), "ha": "right"}
+        is_alone = len(points) == 1 and name != "recipe"  # the legend names it
+        axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=labels[0] if is_alone else name)
+        for place, label in zip(zip(x, y, strict=True), () if is_alone else labels, strict=not is_alone):
+            where: Any = {"xytext": (-7, 4), "ha": "right"} if name == "recipe" else {"xytext": (7, -11)}
             axes.annotate(label, place, textcoords="offset points", fontsize=8, **where)
     metric = f"points against dense, mean of {', '.join(tasks)}"
     axes.set(xlabel="FLOPs, % of dense", ylabel=metric, xlim=(0, 105))

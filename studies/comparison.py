@@ -239,7 +239,7 @@ def train(piece: Piece) -> tuple[Any, Curve]:
 
 def judged(experiment: Experiment, model: Any) -> Record:
     """What is recorded of a model: metrics (0 where one is undefined) on held-out rows and on the dev set; of
-    the dev set predictions (to two digits) and the shares of the dense model's token-layers and FLOPs."""
+    the dev set predictions and the shares of the dense model's token-layers and FLOPs."""
     used, most = len(experiment.train_examples), experiment.settings.held_out_rows
     held_out = batches.held_out(experiment.data.splits["train"], used, most)
 
@@ -248,11 +248,10 @@ def judged(experiment: Experiment, model: Any) -> Record:
         return found | {"metrics": {name: value or 0.0 for name, value in found["metrics"].items()}}
 
     dev = answers(experiment.data.splits["dev"])
-    digits = [round(value, 2) for value in dev["predictions"]]
     content = {
         "dev": {name: dev[name] for name in ("metrics", "metrics_by_length", "token_layers_kept")}
         | {"flops_kept": counted(experiment, model) / counted(experiment, experiment.dense())}
-        | {"predictions": [int(value) if value == int(value) else value for value in digits]}
+        | {"predictions": compare.packed(dev["predictions"])}
     }
     if len(held_out):
         content["held_out"] = {"examples": len(held_out), "metrics": answers(held_out)["metrics"]}
@@ -323,7 +322,8 @@ def report(found: list[Record], clock: list[Record], labels: dict[str, list[floa
     }
     picture = records.RECORDS / STUDY / f"{STUDY}.png"
     plots.write_comparison(picture, compare.series_of(found, recipe), list(labels))
-    publish(STUDY, parts, recipe=recipe, records=found + clock, intervals=intervals)
+    short = [{name: part for name, part in record.items() if name != "loss_curve"} for record in found]
+    publish(STUDY, parts, recipe=recipe, records=short + clock, intervals=intervals)
 
 
 def rounded(value: Any) -> Any:

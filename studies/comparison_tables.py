@@ -47,6 +47,19 @@ def lines_of(records: Iterable[Record]) -> dict[Line, Answers]:
     return {line: answers for line, answers in found.items() if tasks[line] == tasks[DENSE, ""]}
 
 
+def packed(predictions: Iterable[float]) -> str | list[float]:
+    """Predictions as a record has them: of classes a digit each, of scores numbers with two digits."""
+    short = [round(value, 2) for value in predictions]
+    if all(value in range(10) for value in short):
+        return "".join(str(int(value)) for value in short)
+    return short
+
+
+def predictions_of(judgement: Record) -> list[float]:
+    """The inverse of `packed`."""
+    return [*map(float, judgement["predictions"])]
+
+
 def metric_of(judgement: Record) -> float:
     """The task's metric, which is the first one; a fraction."""
     return next(iter(judgement["metrics"].values()))
@@ -132,7 +145,7 @@ def intervals(
     lines, found = lines_of(records), []
     for line, against in pairs_of(lines, recipe):
         both = in_common(lines[line], lines[against])
-        ours, theirs = (by_task(answers, itemgetter("predictions")) for answers in both)
+        ours, theirs = (by_task(answers, predictions_of) for answers in both)
         differences = []
         for task in ours:
             pairs = list(zip(ours[task], theirs[task], strict=True))

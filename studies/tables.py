@@ -241,6 +241,7 @@ def searched(*tasks: str) -> Source:
 SOURCES: dict[str, Source] = {  # a study, and which of its records
     "BERT, metrics": ("comparison", lambda record: "dev" in record),
     "BERT, speed": ("comparison", lambda record: "timings" in record),
+    "BERT, costs": ("costs", bool),  # of earlier trainings, one core each
     "six layers": ("six-layers", bool),
     "rules": ("rules", bool),
     "search, twelve": searched("mrpc", "cola", "sts-b"),
@@ -291,7 +292,7 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "pairs": (compared("comparison", compare.pairs_table), ["BERT, metrics"]),
     "lines-speed": (compare.speed_table, ["BERT, speed"]),
     "lengths": (compare.lengths_table, ["BERT, metrics"]),
-    "costs": (compare.costs_table, ["BERT, metrics"]),
+    "costs": (compare.costs_table, ["BERT, costs"]),
     "six-layers": (compared("six-layers", compare.comparison_table), ["six layers"]),
     "rules": (lambda records: rules_table(records, "46%"), ["rules"]),
     "rules-harder": (lambda records: rules_table(records, "34%"), ["rules"]),
