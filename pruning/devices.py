@@ -22,7 +22,7 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # accelerate launch --cpu
     precision, why = best_precision(state.device)
     torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it compiles for each new shape, seconds: see studies/LOG.md
+    torch.backends.cuda.enable_cudnn_sdp(False)  # seconds for each new shape, and NaN: see studies/LOG.md
     accelerator = Accelerator(mixed_precision=precision)
     processes = accelerator.num_processes
     if processes > 1 and not in_several_processes:

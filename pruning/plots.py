@@ -128,8 +128,10 @@ def write_comparison(
             continue
         is_alone = len(points) == 1 and name != "recipe"  # the legend names it
         axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=labels[0] if is_alone else name)
-        for place, label in zip(zip(x, y, strict=True), () if is_alone else labels, strict=not is_alone):
-            where: Any = {"xytext": (-7, 4), "ha": "right"} if name == "recipe" else {"xytext": (7, -11)}
+        if is_alone:
+            continue
+        where: Any = {"xytext": (-7, 4), "ha": "right"} if name == "recipe" else {"xytext": (7, -11)}
+        for place, label in zip(zip(x, y, strict=True), labels, strict=True):
             axes.annotate(label, place, textcoords="offset points", fontsize=8, **where)
     metric = f"points against dense, mean of {', '.join(tasks)}"
     axes.set(xlabel="FLOPs, % of dense", ylabel=metric, xlim=(0, 105))

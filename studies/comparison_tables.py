@@ -187,7 +187,11 @@ def grid_table(records: list[Record]) -> Table:
         return f"{values[0]} ({values[1]}){star}"
 
     rows = [
-        [f"{rate:g}", f"{epochs:g}", *(cell(of_tasks[task]) if task in of_tasks else "" for task in tasks)]
+        [
+            f"{rate:.0e}".replace("e-0", "e-"),
+            f"{epochs:g}",
+            *(cell(of_tasks[task]) if task in of_tasks else "" for task in tasks),
+        ]
         for (rate, epochs), of_tasks in sorted(found.items())
     ]
     return ["learning rate", "epochs", *tasks], rows

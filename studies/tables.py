@@ -6,8 +6,9 @@
 study into rows are pure, and the studies print their own tables with them. A published study is
 
     study, command   its name, and what makes its records
-    records          as the study wrote them, but for sentences of the data sets
-    intervals        of the comparison only: see `intervals`
+    records          as the study wrote them, five digits each, but for sentences of the data sets and, of the
+                     comparison, curves of the loss; its FLOPs are those of passes on the CPU
+    recipe, intervals    of the comparison only: budget → its first line; see `intervals`
 """
 
 import functools
@@ -230,7 +231,7 @@ Source = tuple[str, Callable[[Record], bool]]
 
 
 def is_gpu(record: Record) -> bool:
-    return "NVIDIA" in record["device"]
+    return not record["device"].startswith("CPU")
 
 
 def searched(*tasks: str) -> Source:
@@ -250,10 +251,13 @@ SOURCES: dict[str, Source] = {  # a study, and which of its records
     "benchmark": ("benchmark", lambda record: not is_gpu(record)),
     "LSTM, speed": ("benchmark", lambda record: not is_gpu(record)),
     "benchmark, GPU": ("benchmark", is_gpu),
+    "training": ("benchmark", lambda record: not is_gpu(record)),
     "engines": ("engines", bool),
     "LSTM, metrics": ("lstm", lambda record: record["task"] == "agnews"),
     "glue": ("lstm", lambda record: record["task"] != "agnews"),
 }
+
+SHOWN: dict[str, Record] = {"LSTM, speed": LSTM_CELL, "training": {"kind": "training"}}  # of a source's cells
 
 
 @functools.cache
@@ -314,7 +318,7 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "pruners": (lambda records: bert_table(records[0], lambda v: v.startswith("half, ")), ["benchmark"]),
     "gains": (timed("gains", "no pruning, against stock"), ["benchmark"]),
     "first-code": (timed("first code", "against the first row"), ["benchmark"]),
-    "training-step": (timed("training", "against the first row"), ["benchmark"]),
+    "training-step": (timed("training", "against the first row"), ["training"]),
     "lstm-speed": (timed("lstm", FASTEST, against_fastest_text), ["benchmark"]),
     "engines-1": in_engines("sst-2", 1),
     "engines-8": in_engines("sst-2", 8),
@@ -326,9 +330,10 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
 }
 
 
-def caption(command: str, records: list[Record], source: str = "") -> str:
-    """The command, devices, precisions, seeds and training rows behind a table. source: of several, which."""
-    cells = [cell for record in records for cell in record.get("cells", [record])]
+def caption(command: str, records: list[Record], source: str = "", **shown: Any) -> str:
+    """The command, devices, precisions, seeds and training rows behind a table. source: of several, which.
+    shown: facts of the cells that the table shows, where records have some."""
+    cells = [cell for r in records for cell in (cells_of(r, **shown) if "cells" in r else [r])]
     devices = sorted({" on ".join(filter(None, [r["device"], r.get("processor")])) for r in records})
     named = f"{source}: `{command}`" if source else f"`{command}`"
     parts = [named, " and ".join(devices), " and ".join(sorted({c["precision"] for c in cells}))]
@@ -347,7 +352,9 @@ def text_of(name: str) -> str:
         study, is_chosen = SOURCES[source]
         found.append([record for record in published(study)["records"] if is_chosen(record)])
         command = found[-1][0].get("command", published(study)["command"])
-        captions.append(caption(command, found[-1], source if len(sources) > 1 else ""))
+        captions.append(
+            caption(command, found[-1], source if len(sources) > 1 else "", **SHOWN.get(source, {}))
+        )
     return markdown(*table(*found)) + "\n\n" + "  \n".join(captions) + "\n"
 
 

@@ -244,8 +244,8 @@ def training_steps(
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Any], accelerator: Accelerator
 ) -> None:
-    """What `training.training_step` does, for transformers' own model too. Gradients go at the end: the peak
-    of the memory then counts them."""
+    """What `training.training_step` does, for transformers' own model too. Gradients are dropped at the end,
+    so that memory that is measured before a step has none of them."""
     with accelerator.autocast():
         output = model(**batch)
         pruning_loss = getattr(output, "pruning_loss", None)

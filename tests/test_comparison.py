@@ -74,7 +74,7 @@ def test_lines_are_trained_in_pieces_that_resume(run_study, full_world, monkeypa
     tried = [record for record in found if record["schedule"] == compare.GRID]
     assert [record["settings"]["learning_rate"] for record in tried] == [2e-4, 2e-4]
     [first, second] = compare.grid_table(found)[1]
-    assert first[:2] == ["0.0001", "1"] and first[2].endswith(" *") and not second[2].endswith(" *")
+    assert first[:2] == ["1e-4", "1"] and first[2].endswith(" *") and not second[2].endswith(" *")
     assert {record["method"] for record in found} == LINES
     for record in found:
         assert len(record["dev"]["predictions"]) == 12 and len(record["dev"]["metrics_by_length"]) == 5
@@ -117,6 +117,16 @@ def test_the_report_is_what_is_published(run_study, full_world, capsys):
     change = compare.mean_of(lines["first 1 layers", "third"]) - compare.mean_of(lines[against])
     assert interval["change"] == pytest.approx(change, abs=1e-4) and interval["seeds"] == [0]
     assert (folder / "comparison.png").stat().st_size > 10_000
+
+
+def test_a_dense_model_of_the_grid_may_be_chosen_later(run_study, full_world):
+    lines = {"third": {"first 1 layers": SETTINGS["lines"]["third"]["first 1 layers"]}}
+    for learning_rate, other in ((1e-4, 2e-4), (2e-4, 1e-4)):
+        run_study(task_names=["sst-2"], lines=lines, learning_rate=learning_rate, bootstrap_draws=2)
+        study = json.loads((full_world / "records/comparison/comparison.json").read_text())
+        found = [record for record in study["records"] if record["method"] == "dense"]
+        chosen = {record["settings"]["learning_rate"]: record["schedule"] for record in found}
+        assert chosen == {learning_rate: "", other: compare.GRID}
 
 
 def test_published_lines_are_not_trained_again(run_study, full_world, monkeypatch, tmp_path):
