@@ -69,9 +69,12 @@ def write_speed(path: Path, cells: list[dict[str, Any]], device: str) -> None:
     for cell in cells:
         if cell["kind"] == "bert":
             shown[cell["shape"], cell["precision"]].append(cell)
-    size = (6.5 * len(shown), 4.6)
-    figure, panels = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
-    for axes, (names, found) in zip(panels[0], shown.items(), strict=True):
+    rows, columns = -(-len(shown) // 2), min(2, len(shown))
+    size = (6.5 * columns, 4.6 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes, (names, found) in zip(panels.flat, shown.items(), strict=False):
         _speed_against_kept(axes, found)
         axes.set_title(", ".join(names))
     figure.suptitle(f"Pruned by the student, {device}")
