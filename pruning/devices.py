@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
 
     Raises UserError if it runs in several processes and may not.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # accelerate launch --cpu
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
+    state = PartialState(cpu=cpu, timeout=timedelta(days=30))  # others wait while one waits for a claim
     precision, why = best_precision(state.device)
     torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
     torch.backends.cuda.enable_cudnn_sdp(False)  # seconds for each new shape, and NaN: see studies/LOG.md
@@ -45,7 +47,7 @@ def best_precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU computes in it"
-        if torch.cuda.get_device_capability() >= (7, 0):  # Volta; older ones are slow in it, or wrong
+        if torch.cuda.get_device_capability(device) >= (7, 0):  # Volta; older ones are slow in it, or wrong
             return "fp16", "this GPU computes in it, and not in bf16"
         return "no", "this GPU computes neither in bf16 nor in fp16"
     if device.type != "cpu":

@@ -76,9 +76,17 @@ def needs_stock_layers(encoder: BertEncoder, arguments: dict[str, Any]) -> bool:
 def run_layers(
     segment: Sequence[BertLayer], tokens: FlatTokens, paths: FastPaths, only_first: bool
 ) -> FlatTokens:
-    """Layers with no pruner between them; see `run_flat`."""
+    """Layers with no pruner between them; see `run_flat`. Without cuDNN's attention, which takes seconds at
+    each new shape and gives NaN at some (PyTorch's issue 196678)."""
     paths = _possible(paths, tokens.states)
-    states = run_flat(segment, tokens.states, tokens.unpadding, tokens.queries, paths, only_first)
+    has_cudnn = tokens.states.device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
+    if has_cudnn:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        states = run_flat(segment, tokens.states, tokens.unpadding, tokens.queries, paths, only_first)
+    finally:
+        if has_cudnn:
+            torch.backends.cuda.enable_cudnn_sdp(True)
     return replace(tokens, states=states)
 
 
@@ -140,9 +148,13 @@ def has_varlen(attention: BertSelfAttention, states: Tensor) -> bool:
     size, drops = attention.attention_head_size, attention.training and attention.dropout.p > 0
     if states.device.type != "cuda" or drops or size % 8 or size > 256:
         return False
+    if not torch.backends.cuda.is_flash_attention_available():  # PyTorch's builds for Windows have none
+        return False
     is_cast = torch.is_autocast_enabled("cuda")
     dtype = torch.get_autocast_dtype("cuda") if is_cast else states.dtype
-    return dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability() >= (8, 0)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.get_device_capability(states.device) >= (8, 0)
 
 
 def _possible(paths: FastPaths, states: Tensor) -> FastPaths:

@@ -10,6 +10,7 @@ Shapes: B examples, T words of the longest, T' words that stay, E units of the e
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,13 +162,14 @@ class PrunedLstmClassifier(nn.Module):
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """The maximum over time (B, H) of the LSTM's states. states: (B, T, E); mask: (B, T) bool, True at
         words, None where there is no padding."""
-        if self.packed and mask is not None:
-            lengths = mask.sum(dim=1).cpu().clamp(min=1)
-            packed = pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
-            read, _ = self.lstm(packed)
-            outputs, _ = pad_packed_sequence(read, batch_first=True, total_length=mask.shape[1])
-        else:
-            outputs, _ = self.lstm(states)  # (B, T, H)
+        with not_in_fp16(states.device):
+            if self.packed and mask is not None:
+                lengths = mask.sum(dim=1).cpu().clamp(min=1)
+                packed = pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
+                read, _ = self.lstm(packed)
+                outputs, _ = pad_packed_sequence(read, batch_first=True, total_length=mask.shape[1])
+            else:
+                outputs, _ = self.lstm(states)  # (B, T, H)
         return outputs.amax(dim=1) if mask is None else maximum_over_time(outputs, mask)
 
     def train(self, mode: bool = True) -> "PrunedLstmClassifier":
@@ -260,6 +262,14 @@ def score_words(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor) -> Tenso
             return pruner.score_words(ids, table)
         states = model.embedding(ids)
     return pruner.score(Tokens.start(states, mask, ids))
+
+
+def not_in_fp16(device: torch.device) -> AbstractContextManager:
+    """cuDNN's LSTM under autocast computes in fp16 where bf16 was asked for, and nothing scales its
+    gradients: there it computes in fp32."""
+    if device.type != "cuda" or torch.get_autocast_dtype("cuda") == torch.float16:
+        return nullcontext()
+    return torch.autocast("cuda", enabled=False)
 
 
 def maximum_over_time(outputs: Tensor, mask: Tensor) -> Tensor:

@@ -203,6 +203,8 @@ def finish(piece: Piece) -> None:
         seconds = experiment.store.seconds
         if piece.name == DENSE:
             seconds = {"training": seconds["dense"]}
+        if experiment.accelerator.device.type != "cpu":
+            seconds = {}  # those of a host that waits
         content |= {"schedule": piece.budget, "processor_seconds": seconds, "loss_curve": curve}
         write(STUDY, experiment, piece.fields, started, content)
 

@@ -197,6 +197,7 @@ def first_code(berts: Berts, steps: Steps, size: int, tokens: int) -> dict[str, 
     padded = batches.on_device(examples, groups, berts.device, timing.PADDED)
     for batch in padded:  # the first code counted padding as tokens
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+        batch["lengths"] = [timing.PADDED] * len(batch["attention_mask"])
     teacher = with_gains(berts.dense, None)
     teacher.set_attn_implementation("eager")
     by_teacher = with_gains(berts.pruned(steps, "ideal emission rate", removed_tokens="gone"), None)

@@ -78,21 +78,32 @@ def test_no_pass_waits(name, dtype):
             torch.cuda.set_sync_debug_mode("default")
 
 
+def gradients_of(model, batch, half, **given):
+    """Of all losses, one after the other, on the CPU."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        output = model(**batch, **given)
+        loss = output.loss if output.pruning_loss is None else output.loss + output.pruning_loss
+    loss.backward()
+    return [p.grad.float().cpu().flatten() for p in model.parameters() if p.grad is not None]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_the_same(name):
     model = build(**MODELS[name], **NO_DROPOUT).train()
     data = examples(32)
     scores = {layer: torch.rand(ROWS, 32) for layer in range(3)}
 
-    def gradients(device):
+    def gradients(device, half=False):
         own = copy.deepcopy(model).to(device)
-        labels = data.labels.long().to(device)
         teacher = {layer: each.to(device) for layer, each in scores.items()}
-        own(**batch_of(data, device), labels=labels, teacher_scores=teacher).loss.backward()
-        return [p.grad.cpu() for p in own.parameters() if p.grad is not None]
+        given = {"labels": data.labels.long().to(device), "teacher_scores": teacher}
+        return gradients_of(own, batch_of(data, device), half, **given)
 
-    for own, wanted in zip(gradients(GPU), gradients(torch.device("cpu")), strict=True):
-        torch.testing.assert_close(own, wanted, atol=1e-5, rtol=1e-3)
+    wanted = gradients(torch.device("cpu"))
+    for own, each in zip(gradients(GPU), wanted, strict=True):
+        torch.testing.assert_close(own, each, atol=1e-5, rtol=1e-3)
+    whole = [torch.cat(parts) for parts in (gradients(GPU, half=True), wanted)]
+    assert torch.cosine_similarity(*whole, dim=0) > 0.98
 
 
 def test_a_training_with_dropout_goes_well():
@@ -100,6 +111,7 @@ def test_a_training_with_dropout_goes_well():
     accelerator = devices.pick_device()
     parts = [examples(width) for width in range(9, 49)]
     data = Inputs(batches.joined(parts))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     curve = training.train(build(), data, Arguments(2, ROWS, 1e-4), seed=0, accelerator=accelerator)
     assert all(0 < loss < 5 for _, loss in curve)
 
@@ -121,3 +133,18 @@ def test_the_lstm_gives_the_same(method, removed_tokens):
         found = model.to(GPU)(**{name: tensor.to(GPU) for name, tensor in batch.items()})
     torch.testing.assert_close(found.logits.cpu(), wanted.logits, atol=1e-5, rtol=0)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(found.kept or (), wanted.kept or (), strict=True))
+
+
+def test_the_lstm_learns_in_fp32_where_autocast_is_bf16():
+    torch.manual_seed(0)
+    model = PrunedLstmClassifier(50, 4, pair=False).train()
+    training.set_dropout(model, 0.0)
+    ids, labels = torch.randint(1, 50, (4, 9)), torch.tensor([0, 1, 2, 3])
+    gradients = []
+    for device in (torch.device("cpu"), GPU):
+        own = copy.deepcopy(model).to(device)
+        batch = {"ids": ids.to(device), "mask": torch.ones(4, 9, dtype=torch.bool, device=device)}
+        with torch.autocast("cuda", torch.bfloat16, enabled=device == GPU):
+            own(**batch, labels=labels.to(device)).loss.backward()
+        gradients.append(own.lstm.weight_hh_l0.grad.cpu().flatten())
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99

@@ -189,7 +189,7 @@ def test_a_wait_is_seen(pinned, wait):
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((6, 1), "no")])
 def test_cards_without_bf16(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert best_precision(torch.device("cuda"))[0] == precision
     assert best_precision(torch.device("xpu"))[0] == "no"
 
