@@ -132,6 +132,13 @@ def test_the_first_codes_teacher_is_the_ideal_emission_rate_and_no_more(berts):
     assert berts.dense.config._attn_implementation == "sdpa"  # its own is left as it is
 
 
+def test_the_first_code_prunes_padding_as_if_it_were_words(berts):
+    [inputs] = workloads.first_code(berts, benchmark.schedules["half"], 4, 1)["the first code's way"].run.args
+    seen = berts.pruned(benchmark.schedules["half"], "head")(**inputs[0])
+    kept = [int((places >= 0).sum(dim=1).min()) for places in seen.kept]
+    assert kept[0] == timing.PADDED and kept[-1] > timing.PADDED / 4  # whatever the sentences' lengths
+
+
 def test_a_training_step_moves_the_model_and_its_student(berts):
     variants = workloads.training_steps(berts, benchmark.schedules, 4, Accelerator(cpu=True))
     model, before = variants[f"half, {STUDENT}"].run.args[0], berts.weights
