@@ -2,7 +2,7 @@
 
     nothing  →  records/benchmark/<device>-<key>/record.json, tables.md, speed.png
 
-Run it without parameters, `python -m studies.benchmark` (or `make bench`): 5 minutes on two CPU cores, 9
+Run it without parameters, `python -m studies.benchmark` (or `make bench`): 5 minutes on two CPU cores, 10
 where the device computes in bf16. Change what is between the two rulers below. Every comparison is made
 within one cell, see `timing.measure`; `studies.workloads` builds what is compared.
 """
