@@ -188,7 +188,7 @@ def grid_table(records: list[Record]) -> Table:
 
     rows = [
         [
-            f"{rate:.0e}".replace("e-0", "e-"),
+            np.format_float_scientific(rate, trim="-", exp_digits=1),
             f"{epochs:g}",
             *(cell(of_tasks[task]) if task in of_tasks else "" for task in tasks),
         ]
