@@ -24,7 +24,7 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
     state = PartialState(cpu=cpu, timeout=timedelta(days=30))  # others wait while one waits for a claim
     precision, why = best_precision(state.device)
     torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
-    torch.backends.cuda.enable_cudnn_sdp(False)  # seconds for each new shape, and NaN: see studies/LOG.md
+    torch.backends.cuda.enable_cudnn_sdp(False)  # nor in stock's layers: see `layers.run_layers`
     accelerator = Accelerator(mixed_precision=precision)
     processes = accelerator.num_processes
     if processes > 1 and not in_several_processes:

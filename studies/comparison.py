@@ -125,6 +125,15 @@ class Piece(NamedTuple):
     budget: str  # "" of dense models, GRID of those whose settings were not chosen
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it is the dense model that the lines start from."""
+        return self.name == DENSE and self.budget != GRID
+
+    @property
+    def is_line(self) -> bool:
+        return self.budget not in ("", GRID)
+
+    @property
     def fields(self) -> dict[str, Any]:
         """Everything that decides its outcome."""
         if self.method == LONGER:
@@ -136,9 +145,8 @@ class Piece(NamedTuple):
     def record(self) -> Record | None:
         """Of this machine, or the published one: what is committed is not trained again."""
         fields = self.fields
-        found = records.read(records.folder_of(STUDY, fields)) or published_by_key().get(
-            records.key_of(fields)
-        )
+        made_here = records.read(records.folder_of(STUDY, fields))
+        found = made_here or published_by_key().get(records.key_of(fields))
         return found and found | {"schedule": self.budget}  # a dense model of the grid may be chosen later
 
 
@@ -275,7 +283,7 @@ def counted(experiment: Experiment, model: Any) -> int:
 def timed(pieces: list[Piece]) -> Record:
     """The lines of one task and seed beside each other, by the clock: a record, read or made and written.
     Weights are the dense model's, for the clock does not see training; thresholds are set as after it."""
-    experiment, lines = pieces[0].experiment, [piece for piece in pieces if piece.budget not in ("", GRID)]
+    experiment, lines = pieces[0].experiment, [piece for piece in pieces if piece.is_line]
     fields = experiment.key_fields | {"method": CLOCK, "lines": [piece.fields for piece in lines]}
     fields |= {"device": devices.device_name(experiment.accelerator.device), "on": records.processor()}
     record = records.read(records.folder_of(STUDY, fields))
@@ -345,8 +353,9 @@ def publish(study: str, parts: dict[str, Table], **content: Any) -> None:
     """Prints and writes a study's tables, and writes the study as it is published."""
     text = "\n\n".join(f"{name}\n\n{records.markdown(*table)}" for name, table in parts.items())
     folder = records.RECORDS / study
-    whole = {"study": study, "command": f"python -m studies.{study}"} | rounded(content)
-    records.write(folder / f"{study}.json", whole)
+    records.write(
+        folder / f"{study}.json", {"study": study, "command": f"python -m studies.{study}"} | content
+    )
     records.write_text(folder / "tables.md", text + "\n")
     print(f"\n{text}\n\nMetrics × 100, mean ± standard deviation over seeds. Records: {folder}")
 
@@ -360,7 +369,7 @@ def main() -> None:
     clock: list[Record] = []
     if len(found) < len(pieces):
         print(f"{len(pieces) - len(found)} lines are left to another process that works on them")
-        if not all(piece.record for piece in pieces if (piece.name, piece.budget) == (DENSE, "")):
+        if not all(piece.record for piece in pieces if piece.is_dense):
             return
     else:  # nothing else runs
         first = [piece for piece in pieces if piece.experiment.seed == pieces[0].experiment.seed]

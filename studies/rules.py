@@ -25,7 +25,6 @@ from pruning.errors import run_script
 from pruning.grid import Experiment
 from pruning.losses import ranking_loss
 from pruning.pruners import PrunerConfig, StudentPruner
-from pruning.records import DENSE
 from pruning.selection import Tokens
 from pruning.teachers import BERT_TEACHERS, Place, scores_of
 from pruning.training import Inputs
@@ -151,7 +150,7 @@ def main() -> None:
     chosen = block.for_task(settings.OTHER)
     found = []
     for piece in comparison.all_pieces():
-        if (piece.name, piece.budget) != (DENSE, ""):
+        if not piece.is_dense:
             continue
         learning_rate = piece.experiment.settings.student_learning_rate
         fields = piece.fields | {"method": STUDY, "student_learning_rate": learning_rate} | block.values

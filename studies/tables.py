@@ -231,7 +231,11 @@ Source = tuple[str, Callable[[Record], bool]]
 
 
 def is_gpu(record: Record) -> bool:
-    return not record["device"].startswith("CPU")
+    return not is_cpu(record)
+
+
+def is_cpu(record: Record) -> bool:
+    return record["device"].startswith("CPU")
 
 
 def searched(*tasks: str) -> Source:
@@ -248,10 +252,10 @@ SOURCES: dict[str, Source] = {  # a study, and which of its records
     "search, twelve": searched("mrpc", "cola", "sts-b"),
     "search, sentences": searched("cola", "sst-2"),
     "search, pairs": searched("mrpc", "sts-b"),
-    "benchmark": ("benchmark", lambda record: not is_gpu(record)),
-    "LSTM, speed": ("benchmark", lambda record: not is_gpu(record)),
+    "benchmark": ("benchmark", is_cpu),
+    "LSTM, speed": ("benchmark", is_cpu),
+    "training": ("benchmark", is_cpu),
     "benchmark, GPU": ("benchmark", is_gpu),
-    "training": ("benchmark", lambda record: not is_gpu(record)),
     "engines": ("engines", bool),
     "LSTM, metrics": ("lstm", lambda record: record["task"] == "agnews"),
     "glue": ("lstm", lambda record: record["task"] != "agnews"),

@@ -78,15 +78,6 @@ def test_no_pass_waits(name, dtype):
             torch.cuda.set_sync_debug_mode("default")
 
 
-def gradients_of(model, batch, half, **given):
-    """Of all losses, one after the other, on the CPU."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
-        output = model(**batch, **given)
-        loss = output.loss if output.pruning_loss is None else output.loss + output.pruning_loss
-    loss.backward()
-    return [p.grad.float().cpu().flatten() for p in model.parameters() if p.grad is not None]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_the_same(name):
     model = build(**MODELS[name], **NO_DROPOUT).train()
@@ -96,8 +87,12 @@ def test_gradients_are_the_same(name):
     def gradients(device, half=False):
         own = copy.deepcopy(model).to(device)
         teacher = {layer: each.to(device) for layer, each in scores.items()}
-        given = {"labels": data.labels.long().to(device), "teacher_scores": teacher}
-        return gradients_of(own, batch_of(data, device), half, **given)
+        given = batch_of(data, device) | {"labels": data.labels.long().to(device), "teacher_scores": teacher}
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            output = own(**given)
+            loss = output.loss if output.pruning_loss is None else output.loss + output.pruning_loss
+        loss.backward()
+        return [p.grad.cpu().flatten() for p in own.parameters() if p.grad is not None]
 
     wanted = gradients(torch.device("cpu"))
     for own, each in zip(gradients(GPU), wanted, strict=True):
@@ -119,7 +114,6 @@ def test_a_training_with_dropout_goes_well():
 @pytest.mark.parametrize("removed_tokens", ["fused", "gone"])
 @pytest.mark.parametrize("method", [None, "lstm student", "random", "frequency"])
 def test_the_lstm_gives_the_same(method, removed_tokens):
-    torch.manual_seed(0)
     pruning = {"method": method, "rate": 0.5, "removed_tokens": removed_tokens}
     model = PrunedLstmClassifier(50, 4, pair=False, **(pruning if method else {})).eval()
     methods.set_frequencies(model, torch.rand(50))
@@ -136,7 +130,6 @@ def test_the_lstm_gives_the_same(method, removed_tokens):
 
 
 def test_the_lstm_learns_in_fp32_where_autocast_is_bf16():
-    torch.manual_seed(0)
     model = PrunedLstmClassifier(50, 4, pair=False).train()
     training.set_dropout(model, 0.0)
     ids, labels = torch.randint(1, 50, (4, 9)), torch.tensor([0, 1, 2, 3])
