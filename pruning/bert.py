@@ -27,7 +27,8 @@ State = Mapping[str, Tensor]
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (  # what a saved model runs elsewhere: these import each other and installed packages
     ROOT / "ModifiedModelingBert.py",
-    *(ROOT / "pruning" / f"{module}.py" for module in ("selection", "losses", "teachers", "pruners")),
+    *(ROOT / "pruning" / f"{module}.py" for module in ("selection", "losses", "teachers")),
+    *(ROOT / "pruning" / f"{module}.py" for module in ("pruners", "student")),
     *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "plan", "unpadding", "tokens")),
 )
 OF_PRUNING = {"model_type", *PrunedBertConfig.__annotations__}  # what a stock configuration has not

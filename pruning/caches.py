@@ -267,10 +267,11 @@ def open_tasks(model: str, tasks: Sequence[Task]) -> list[TaskData]:
         else:
             say(f"{task.name}: skipped, it is not prepared (no {path_of(model, task.name)})")
     if not opened:
-        again = f"Run: python {script_of(model, tasks[0])}"
+        script = script_of(model, tasks[0])
         if there := [name for name in TASKS if path_of(model, name).exists()]:
-            raise UserError(f"prepared are {', '.join(there)}, and task_names has none of them. {again}")
-        raise UserError(f"no task is prepared in {(CACHE / model).absolute()}. {again}")
+            lacks = f"prepared are {', '.join(there)}, and task_names has none of them"
+            raise UserError(f"{lacks}. Edit it, or run: python {script}")
+        raise UserError(f"no task is prepared in {(CACHE / model).absolute()}. Run: python {script}")
     return opened
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from ModifiedModelingBert import PrunedBertForSequenceClassification
-from pruning import pruners, selection
+from pruning import selection
 from pruning.layers import FastPaths, run_flat
 from pruning.lstm_model import PrunedLstmClassifier, maximum_over_time
 from pruning.selection import TokenFusion, Tokens, gather
+from pruning.student import StudentPruner
 from pruning.unpadding import Unpadding
 
 TYPICAL_LENGTH = 128  # tokens of a sentence, for what has to be decided once for all lengths
@@ -156,7 +157,7 @@ class LstmGraph(Graph):
         self.inputs = tuple(before + name for before in sentences for name in ("ids", "mask"))
         self.pruned = range(len(sentences)) if model.pruner is not None else ()
         self.outputs = ("logits", *(sentences[number] + "kept" for number in self.pruned))
-        if isinstance(model.pruner, pruners.StudentPruner):
+        if isinstance(model.pruner, StudentPruner):
             self.register_buffer("table", model.pruner.fold(model.embedding.weight))
         from_word, from_state, word_bias, state_bias = map(_in_onnx_order, model.lstm.all_weights[0])
         self.register_buffer("from_word", from_word[None])
@@ -192,7 +193,7 @@ class LstmGraph(Graph):
 
     def _score(self, tokens: Tokens) -> Tensor:
         pruner: Any = self.model.pruner
-        if not isinstance(pruner, pruners.StudentPruner):
+        if not isinstance(pruner, StudentPruner):
             return pruner.score(tokens)
         assert tokens.ids is not None
         words = pruner.words_around(tokens.ids.masked_fill(~tokens.mask, 0))

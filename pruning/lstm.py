@@ -103,7 +103,7 @@ class LstmBuilder:
 
 
 def load(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, list[str], Callable[[Rows], Examples]]:
-    """What `Lstm.save` wrote: the model, its vocabulary, and what turns rows into its input."""
+    """What `LstmBuilder.save` wrote: the model, its vocabulary, and what turns rows into its input."""
     model = PrunedLstmClassifier(**config["lstm"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
     vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")

@@ -21,9 +21,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pruning import methods, selection
 from pruning.losses import task_loss
-from pruning.pruners import PrunerConfig, StudentPruner
+from pruning.pruners import PrunerConfig
 from pruning.recurrence import DerivedTensors, Recurrence
 from pruning.selection import TokenFusion, Tokens
+from pruning.student import StudentPruner
 
 EMBEDDING = 300
 HIDDEN = 300
@@ -146,7 +147,7 @@ class PrunedLstmClassifier(nn.Module):
             return *read_fast(self, ids, mask), None
         needs_states = self.pruner is None or self.fusion or isinstance(self.pruner, StudentPruner)
         tokens = Tokens.start(self.dropout(self.embedding(ids)) if needs_states else None, mask, ids)
-        words, loss = tokens.states, None
+        embedded, loss = tokens.states, None
         if not any(tokens.lengths):
             return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens.kept_positions(), None
         if self.pruner is not None:
@@ -156,7 +157,7 @@ class PrunedLstmClassifier(nn.Module):
             tokens.states = self.dropout(self.embedding(tokens.ids))
         vector = self.encode(tokens.states, None if tokens.is_full else tokens.mask)
         if self.fusion is not None:
-            vector = vector + self.fusion(words, selection.removed(mask, tokens.positions, tokens.mask))
+            vector = vector + self.fusion(embedded, selection.removed(mask, tokens.positions, tokens.mask))
         return vector, tokens.kept_positions(), loss
 
     def encode(self, states: Tensor, mask: Tensor | None) -> Tensor:

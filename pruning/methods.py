@@ -10,15 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.pruners import (
-    BERT_ONLY,
-    PRUNERS,
-    Pruner,
-    StudentPruner,
-    TeacherPruner,
-    ThresholdPruner,
-)
+from pruning.pruners import BERT_ONLY, PRUNERS, Pruner, TeacherPruner, ThresholdPruner
 from pruning.selection import TokenFusion, count_kept
+from pruning.student import StudentPruner
 from pruning.teachers import BERT_TEACHERS, LSTM_TEACHERS
 
 STUDENT = " student"

@@ -6,7 +6,7 @@
     column mean  the attention that a token receives; with a threshold in place of a rate: LTP
     <teacher>    looks at what deployment does not have (see `teachers`): an upper bound
     <teacher> student
-                 a small network, trained to rank as the teacher does: what one deploys
+                 a small network, trained to rank as the teacher does: what one deploys (see `student`)
 
 A new pruner is one class here and one line in PRUNERS at the end.
 
@@ -20,12 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.losses import ranking_loss
 from pruning.selection import Tokens, count_kept, positions_of
-
-# Up to so many words a student does without `embedding_bag` and oneDNN's GELU, whose calls take longer (AMD
-# EPYC, one thread: with them 37 words take 100 µs, 1,184 words 194 and 9,472 words 701).
-FEW_WORDS = 2_000
 
 
 @dataclass(frozen=True)
@@ -44,14 +39,20 @@ class Pruner(nn.Module):
     """What a model asks of a pruner."""
 
     zero_at_start: tuple[str, ...] = ()  # tensors that a fresh pruner has at 0 (`from_pretrained` sets them)
-    needs_grid = True  # whether it wants rows and columns; not where a token's score is its own affair
+    needs_grid = True  # False: `score` reads positions, ids and states alone, and may get tokens in one row
 
     def __init__(self, config: PrunerConfig):
         super().__init__()
 
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
-        """(B, T) floats, higher = kept; anything at padding. layer: the BertLayer that is next, None before
-        an LSTM; teacher_scores: (B, T) of these tokens."""
+        """(B, T) floats, higher = kept; anything at padding.
+
+        Args:
+            tokens: `mask`, `positions`, `ids` and `states` are always there with `needs_grid`; `lengths` and
+                `whole` not in a graph for other runtimes.
+            layer: the BertLayer that is next, None before an LSTM.
+            teacher_scores: (B, T) of these tokens, where there are any.
+        """
         raise TypeError(f"{type(self).__name__} does not score tokens")
 
     @property
@@ -206,7 +207,7 @@ class ThresholdPruner(ColumnMeanPruner):
         return stay.sum(dim=1).tolist()
 
 
-# --- Teachers and students -------------------------------------------------------------------
+# --- Where a teacher prunes ------------------------------------------------------------------
 
 
 class TeacherPruner(Pruner):
@@ -216,73 +217,6 @@ class TeacherPruner(Pruner):
         if teacher_scores is None:
             raise ValueError("a teacher prunes by teacher_scores, and none were given")
         return teacher_scores
-
-
-class StudentPruner(Pruner):
-    """Scores each token from the state that the layer is about to read, and the states beside it.
-
-    A convolution of width `context` (1: the token alone), GELU, one output. In a BERT layer the states have
-    seen the sentence already; in front of an LSTM the neighbours are all the context there is. Padding is
-    zeroed first, so that it looks like the end of the sentence.
-
-    It learns from a copy of the states that no gradient flows back through: its ranking loss trains the
-    student alone, the task the model (gradients of both are clipped by one norm). Where states are
-    embeddings, `fold` does the first product once for each word."""
-
-    def __init__(self, config: PrunerConfig):
-        super().__init__(config)
-        self.context = config.student_context
-        self.needs_grid = self.context > 1
-        self.inner = nn.Linear(config.hidden_size * self.context, config.student_width)
-        self.outer = nn.Linear(config.student_width, 1)
-
-    def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
-        assert tokens.states is not None
-        states = tokens.states.detach().to(self.inner.weight.dtype)  # fp32 also in a model of bf16
-        if self.context > 1:
-            reach = self.context // 2
-            states = nn.functional.pad(states * tokens.mask[..., None], (0, 0, reach, reach))
-            states = states.unfold(1, self.context, 1).flatten(2)  # (B, T, H · context)
-        return self.score_inner(self.inner(states))
-
-    def loss(self, scores: Tensor, teacher_scores: Tensor, ranked: Tensor) -> Tensor | None:
-        return ranking_loss(scores, teacher_scores, ranked)
-
-    def fold(self, embeddings: Tensor) -> Tensor:
-        """(V, context, width) what each word adds to the inner layer of tokens around it, bias included at
-        its own place. embeddings: (V, H), 0 for the padding word 0."""
-        weight = self.inner.weight.unflatten(1, (embeddings.shape[1], self.context))  # (width, H, context)
-        table = torch.einsum("vh,whc->vcw", embeddings.to(weight.dtype), weight)
-        table[:, self.context // 2] += self.inner.bias
-        return table
-
-    def score_words(self, ids: Tensor, table: Tensor) -> Tensor:
-        """As `score`, from ids (B, T), 0 at padding, and a table made by `fold`."""
-        if ids.numel() > FEW_WORDS:
-            words, flat = self.words_around(ids).flatten(0, 1), table.flatten(0, 1)
-            return self.score_inner(nn.functional.embedding_bag(words, flat, mode="sum")).view(ids.shape)
-        reach, width = self.context // 2, ids.shape[1]
-        rows = nn.functional.embedding(nn.functional.pad(ids, (reach, reach)), table.flatten(1))
-        rows = rows.unflatten(2, table.shape[1:])  # (B, T + 2 · reach, context, width of the inner layer)
-        inner, *others = (rows[:, place : place + width, place] for place in range(self.context))
-        for other in others:
-            inner.add_(other)  # in place: for GELU of contiguous tensors only PyTorch calls oneDNN
-        return self.score_inner(inner)
-
-    def words_around(self, ids: Tensor) -> Tensor:
-        """(B, T, context) rows of a table made by `fold`, flat: their sum is a token's inner layer."""
-        around = nn.functional.pad(ids, (self.context // 2, self.context // 2)).unfold(1, self.context, 1)
-        return around * self.context + torch.arange(self.context, device=ids.device)
-
-    def score_inner(self, inner: Tensor) -> Tensor:
-        """Scores (…) from the inner layer (…, width) before its GELU."""
-        return self.outer(nn.functional.gelu(inner)).squeeze(-1)
-
-    def flops(self, rows: int, width: int) -> int:
-        return rows * width * 2 * (self.inner.weight.numel() + self.outer.weight.numel())
-
-    def table_flops(self, tokens: int) -> int:
-        return tokens * (self.context * self.inner.out_features + 2 * self.outer.weight.numel())
 
 
 # --- Names -----------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ FIGURES: dict[str, Callable[[list[float]], str]] = {
     "speed-up": lambda values: f"× {statistics.mean(values):.2f}",
     "(vs padded)": lambda values: f"× {statistics.mean(values):.2f}",
 }
+OF_CLOCK = ("examples/s", "speed-up", "(vs padded)")
 HEADER = ["task", "method", "pruning", "seeds", "metric", *FIGURES]
 
 
@@ -201,12 +202,15 @@ class Line:
 def summary_lines(all_records: list[dict[str, Any]]) -> list[Line]:
     """The summary: a line for each task, split, method and pruning.
 
-    The change against dense is taken seed by seed, against the dense run that the method started from.
+    The change against dense is taken seed by seed, against the dense run that the method started from: a bag
+    of words has none.
     """
     dense = {r["key"]: r for r in all_records if r["method"] == DENSE}
     found = []
     for group in _groups(all_records):
-        starts = [dense[r["dense_key"]] for r in group if r["dense_key"] in dense]
+        starts = [
+            dense[r["dense_key"]] for r in group if r["dense_key"] in dense and r["method"] != BAG_OF_WORDS
+        ]
         for split, evaluation in group[0]["splits"].items():
             metric = next(iter(evaluation["metrics"]))
             values = [r["splits"][split]["metrics"][metric] for r in group]

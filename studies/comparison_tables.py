@@ -70,8 +70,7 @@ def held_out_of(judgement: Record) -> float:
     return metric_of(judgement["held_out"])
 
 
-def kept_of(judgement: Record) -> float:
-    return judgement["token_layers_kept"]
+kept_of = itemgetter("token_layers_kept")
 
 
 def by_task(answers: Answers, value: Callable[[Any], Any] = metric_of) -> dict[str, list[Any]]:

@@ -24,8 +24,9 @@ from pruning.batches import Ragged
 from pruning.errors import run_script
 from pruning.grid import Experiment
 from pruning.losses import ranking_loss
-from pruning.pruners import PrunerConfig, StudentPruner
+from pruning.pruners import PrunerConfig
 from pruning.selection import Tokens
+from pruning.student import StudentPruner
 from pruning.teachers import BERT_TEACHERS, Place, scores_of
 from pruning.training import Inputs
 from studies import comparison

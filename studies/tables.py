@@ -20,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pruning.records import DENSE, HEADER, markdown, summary_lines, summary_rows
+from pruning.records import DENSE, HEADER, OF_CLOCK, markdown, summary_lines
 from studies import comparison_tables as compare
 from studies.comparison_tables import Answers, Record, Table, by_task, mean_of, name_of, percent
 from studies.engine_tables import cells_of, clock_table, trained_table
@@ -176,12 +176,17 @@ def summary(records: list[Record]) -> list[dict[str, str]]:
     return [line.cells for line in summary_lines(records)]
 
 
+def metrics_table(records: list[Record]) -> Table:
+    """The summary without the clock, which ran beside other trainings."""
+    shown = [name for name in HEADER if name not in OF_CLOCK]
+    return shown, [[row[name] for name in shown] for row in summary(records)]
+
+
 def tasks_table(records: list[Record]) -> Table:
-    """One row for each method, one column for each task: the metric, and the speed-up where there is one."""
+    """One row for each method, one column for each task: the metric."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for row in summary(records):
-        text = f"{row['value']} ({row['speed-up']})" if row["speed-up"] else row["value"]
-        found[row["method"]][f"{row['task']} {row['metric']}"] = text
+        found[row["method"]][f"{row['task']} {row['metric']}"] = row["value"]
     tasks = dict.fromkeys(task for of_method in found.values() for task in of_method)
     return ["method", *tasks], [[m, *(row.get(task, "") for task in tasks)] for m, row in found.items()]
 
@@ -212,7 +217,7 @@ def headline_table(
     for line, answers in lines.items():
         if line[0] == recipe.get(line[1]) or line[0].startswith(CUT):
             both = compare.in_common(best, answers)
-            data = [f"GLUE, {len(by_task(both[1]))} tasks", "e5-small", name_of(line)]
+            data = [f"GLUE, {len(by_task(both[1]))} tasks", "e5-small", line[0]]
             metrics = " → ".join(percent(mean_of(part)) for part in both)
             work = f"{mean_of(answers, itemgetter('flops_kept')):.0%}"
             rows.append([*data, metrics, work, f"× {compare.speed_of(clock, name_of(line)):.2f}"])
@@ -329,7 +334,7 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "engines-32": in_engines("sst-2", 32),
     "engines-128": in_engines("128", 1),
     "engines-trained": (lambda records: trained_table(records[0]), ["engines"]),
-    "lstm-agnews": (lambda records: (HEADER, summary_rows(records)), ["LSTM, metrics"]),
+    "lstm-agnews": (metrics_table, ["LSTM, metrics"]),
     "lstm-glue": (tasks_table, ["glue"]),
 }
 

@@ -14,7 +14,7 @@ from conftest import build
 from running import experiment
 
 import PrepareGlue4Bert
-from pruning import agreement, caches, export, methods, pruners
+from pruning import agreement, caches, export, methods, pruners, student
 from pruning.batches import BertExamples, LstmExamples, Ragged
 from pruning.errors import UserError
 from pruning.graphs import GRAPHS
@@ -28,12 +28,22 @@ def bert(schedule, method, removed_tokens="fused"):
     return build(schedule, method, removed_tokens=removed_tokens, num_hidden_layers=len(schedule))
 
 
+def rows_of(rates):
+    """What the LayerNorms of a BERT see of two sentences of 128 tokens."""
+    width, rows = 128, [256]
+    for rate in rates:
+        width -= int(width * rate)
+        rows += [2 * width] * 2
+    return [*rows[:-2], 2, 2]  # the last layer has [CLS] alone
+
+
+EXPORTED = [name for name, kind in pruners.PRUNERS.items() if kind not in export.REFUSED]  # a layer for each
 # All pruners, all fates of removed tokens, absorbed and plain attention; and what the LayerNorms (rows) or
 # the LSTM (steps) see of two sentences of 128 tokens.
 MODELS: dict[str, tuple[Callable[[], Any], list[int]]] = {
+    "every pruner": (lambda: bert([0.1] * len(EXPORTED), EXPORTED, "gone"), rows_of([0.1] * len(EXPORTED))),
     "dense": (lambda: bert([0], "head"), [256, 2, 2]),
     "fused": (lambda: bert([0.9, 0], STUDENT), [256, 26, 26, 2, 2]),
-    "gone": (lambda: bert([0, 0.4], "head", "gone"), [256, 256, 256, 2, 2]),
     "readable": (lambda: bert([0.3, 0.5], ["column mean", "frequency"], "readable"), [256, 180, 180, 2, 2]),
     "[CLS] alone": (lambda: bert([1, 0], STUDENT, "readable"), [256, 2, 2, 2, 2]),
     "LSTM": (lambda: test_lstm.build(), [128]),
@@ -155,7 +165,7 @@ def test_every_pruner_is_exported_above_or_refused():
     known = {*methods.BERT_METHODS.values(), *methods.LSTM_METHODS.values()}
     above = {type(part) for make, _ in MODELS.values() for part in make().modules()}
     assert known - above == {*export.REFUSED}
-    assert {pruners.StudentPruner, pruners.ColumnMeanPruner} <= above
+    assert {student.StudentPruner, pruners.ColumnMeanPruner} <= above
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_model
 from sklearn.linear_model import LogisticRegression
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning import lstm, lstm_model, methods, pruners, recurrence, teachers, timing
+from pruning import lstm, lstm_model, methods, recurrence, student, teachers, timing
 from pruning.batches import LstmExamples, Ragged
 from pruning.caches import TaskData
 from pruning.losses import answer_margin
 from pruning.lstm_model import HIDDEN, PrunedLstmClassifier
-from pruning.pruners import StudentPruner
 from pruning.recurrence import Recurrence
 from pruning.selection import Tokens
+from pruning.student import StudentPruner
 from pruning.tasks import GLUE, Rows
 from pruning.teachers import LSTM_TEACHERS
 from studies import workloads
@@ -360,13 +360,13 @@ def test_the_fast_evaluation_under_autocast(words, rate):
 
 @pytest.mark.parametrize("few", [0, 1_000])
 def test_the_table_gives_the_students_scores(words, few, monkeypatch):
-    monkeypatch.setattr(pruners, "FEW_WORDS", few)
-    student = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.5).eval()
+    monkeypatch.setattr(student, "FEW_WORDS", few)
+    model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.5).eval()
     ids, mask = words
     with torch.no_grad():
-        states = student.embedding(ids)
-        plain = student.pruner.score(Tokens.start(states, mask, ids))
-        from_table = student.pruner.score_words(ids, student.pruner.fold(student.embedding.weight))
+        states = model.embedding(ids)
+        plain = model.pruner.score(Tokens.start(states, mask, ids))
+        from_table = model.pruner.score_words(ids, model.pruner.fold(model.embedding.weight))
     torch.testing.assert_close(from_table[mask], plain[mask], atol=1e-5, rtol=0)
 
 

@@ -306,7 +306,7 @@ def test_without_a_prepared_task_the_runner_names_the_script(bert, lstm):
 
 def test_where_other_tasks_are_prepared_the_runner_says_so(bert):
     with pytest.raises(
-        UserError, match=r"prepared are .*sst-2.*, and task_names has none of them\. Run: .*Bert"
+        UserError, match=r"prepared are .*sst-2.*, and task_names has none of them\. Edit it, or run: .*Bert"
     ):
         bert(task_names=["rte"])
 

@@ -319,8 +319,8 @@ def test_the_headline_has_dense_and_pruned_of_the_same_seeds(comparison):
     header, rows = tables.headline_table(comparison, clock, lstm, benchmark, ours)
     assert header[-3:] == ["metric, dense → pruned", "work", "speed-up"]
     data = ["GLUE, 2 tasks", "e5-small"]
-    assert rows[0] == [*data, f"{STUDENT}, half", "69.5 → 57.5", "49%", "× 4.00"]  # of 2 and 8
-    assert rows[1] == [*data, "first 4 layers, third", "70.0 → 60.0", "29%", "× 10.00"]
+    assert rows[0] == [*data, STUDENT, "69.5 → 57.5", "49%", "× 4.00"]  # of 2 and 8
+    assert rows[1] == [*data, "first 4 layers", "70.0 → 60.0", "29%", "× 10.00"]
     assert rows[2][3:] == ["85.0 ± 7.1 → 85.0 ± 0.0", "41%", "× 2.20"]
     assert rows[3][3:] == ["85.0 ± 7.1 → 70.0 ± 0.0", "11%", "× 5.66"]
     speed_header, rows = comparison_tables.speed_table(clock)
@@ -328,15 +328,19 @@ def test_the_headline_has_dense_and_pruned_of_the_same_seeds(comparison):
     assert rows[1] == [f"{STUDENT}, half", "× 8.00", "× 2.00", "× 2.00", "× 8.00"]
 
 
-def test_tasks_stand_side_by_side_with_the_speed_up_in_brackets():
+def test_tables_of_metrics_leave_the_clock_out_and_compare_no_bag_of_words():
     records = [lstm_record("dense", "", 0, 0.8, 1.0, None), lstm_record("tail", "0.5", 0, 0.7, 0.5, "dense0")]
+    records.append(lstm_record("bag of words", "", 0, 0.75, None, "dense0"))
     other = lstm_record("dense", "", 0, 0.6, 1.0, None) | {"task": "sst-2", "key": "other"}
     timing = {"speedup": 2.345, "examples_per_second": 10}
     records[1]["timings"] = {"pruned": timing, "dense, padded to 128": timing}
     assert tables.tasks_table([*records, other]) == (
         ["method", "agnews accuracy", "sst-2 accuracy"],
-        [["dense", "80.0", "60.0"], ["tail", "70.0 (× 2.35)", ""]],
+        [["bag of words", "75.0", ""], ["dense", "80.0", "60.0"], ["tail", "70.0", ""]],
     )
+    header, rows = tables.metrics_table(records)
+    assert header[-3:] == ["value", "against dense", "token-layers kept"]
+    assert [row[-3:] for row in rows] == [["75.0", "", ""], ["80.0", "", "100%"], ["70.0", "-10.0", "50%"]]
 
 
 # --- Pages and published records ---------------------------------------------------------------------
