@@ -18,7 +18,8 @@ Modifications of transformers 5.23, class by class:
 
 Parameter names are the stock ones; beside them are `bert.encoder.pruners.<layer>.*` and
 `bert.encoder.fusions.<layer>.weight`. The stock layers run, unchanged, where only they give what was asked
-for (see `layers.needs_stock_layers`), and everywhere once `model.bert.encoder.fast_paths` is None.
+for (see `layers.needs_stock_layers`), and everywhere, hooks of layers included, once
+`model.bert.encoder.fast_paths` is None. Behind padding on the left they take the first column for [CLS].
 
 Shapes: B examples, T positions, H units, L layers.
 """
@@ -132,6 +133,7 @@ class PrunedBertEncoder(BertEncoder):
         starts = {0, *(layer for layer, rate in enumerate(self.rates()) if rate > 0)}
         return list(pairwise([*sorted(starts), len(self.rates())]))
 
+    @torch.compiler.disable  # lengths that the host knows decide what is computed
     def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
@@ -145,14 +147,11 @@ class PrunedBertEncoder(BertEncoder):
         """
         Args:
             hidden_states: (B, T, H) embeddings.
-            attention_mask: (B, T), 1 at real tokens, or None where all are real.
+            attention_mask: (B, T), 1 at real tokens, or None where all are real; else ValueError.
             input_ids: (B, T), for the pruners that look at them.
             teacher_scores: layer → (B, T) of the whole sentences; see `teachers.score`.
             only_first: the output at [CLS] is enough: last_hidden_state may be (B, 1, H).
             lengths: the sums of the mask, if all padding is on the right; without them the device is asked.
-
-        Raises:
-            ValueError: for an attention mask that is not 2-D.
         """
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
@@ -192,7 +191,8 @@ class _PrunedBert:
     config: PrunedBertConfig
     config_class = PrunedBertConfig
     _keys_to_ignore_on_load_unexpected = (r"position_ids",)  # checkpoints of transformers before 4.31
-    _keep_in_fp32_modules_strict: ClassVar = ["pruners"]  # fp16 ends at 65,504: words are counted higher
+    _keep_in_fp32_modules = _keep_in_fp32_modules_strict = ("pruners",)  # no quantizer takes them either
+    _no_split_modules: ClassVar = ["PrunedBertModel"]  # it lies on one device
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[misc]

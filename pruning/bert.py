@@ -16,6 +16,7 @@ from pruning.batches import Examples
 from pruning.caches import TaskData
 from pruning.devices import say
 from pruning.errors import UserError
+from pruning.records import DENSE
 from pruning.settings import BertSettings
 from pruning.tasks import Rows, Task
 from pruning.teachers import BERT_TEACHERS, Place
@@ -143,10 +144,12 @@ class BertBuilder:
         stock = stock_copy(dense)
         return {"dense, padded to 128": stock, "dense, stock": stock, "dense, ours": dense}
 
-    @property
-    def weight_bytes(self) -> int:
+    def weight_bytes(self, method: str | list[str]) -> int:
         """What the weights of a model take."""
-        return sum(tensor.nbytes for tensor in self.pretrained.weights.values())
+        gone = range(self.dense_layers if method == DENSE else self.layers, self.dense_layers)
+        cut = tuple(f"encoder.layer.{layer}." for layer in gone)
+        weights = self.pretrained.weights.items()
+        return sum(tensor.nbytes for name, tensor in weights if not any(part in name for part in cut))
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes what transformers needs to load the model: a dense one is stock BERT, a pruned one has its

@@ -75,6 +75,13 @@ def read_vocabulary() -> list[str]:
     return words
 
 
+# Tokenizers that cut as BERT's own does; the last two may
+OfWordPieces = Literal[
+    "BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast",
+    "ElectraTokenizer", "ElectraTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend",
+]  # fmt: skip
+
+
 class TokenizerFields(BaseModel):
     """What tokenizer_config.json may say about the text."""
 
@@ -83,6 +90,7 @@ class TokenizerFields(BaseModel):
     do_lower_case: bool | None = None
     strip_accents: bool | None = None
     tokenize_chinese_chars: bool = True
+    tokenizer_class: Annotated[OfWordPieces, Field(exclude=True)] = "BertTokenizer"
 
 
 def tokenizer_settings() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The device, its precision, and its memory."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
     state = PartialState(cpu=cpu, timeout=timedelta(days=30))  # others wait while one waits for a claim
+    check_build(state.device)
     precision, why = best_precision(state.device)
     torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
     torch.backends.cuda.enable_cudnn_sdp(False)  # nor in stock's layers: see `layers.run_layers`
@@ -33,6 +35,24 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
     name = f"{device_name(accelerator.device)}, {number}"
     say(f"Device: {name}. Precision of the training: {precision_name(accelerator)}, {why}.")
     return accelerator
+
+
+def check_build(device: torch.device) -> None:
+    """Raises UserError for an NVIDIA card that this build of PyTorch has no kernels for."""
+    if device.type != "cuda" or torch.version.hip:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    for (
+        arch
+    ) in torch.cuda.get_arch_list():  # "sm_86": for 8.6 to 8.9; "compute_90": for 9.0 and whatever comes
+        kind, number = arch.split("_")
+        own = divmod(int(re.sub(r"\D", "", number)), 10)
+        if own <= (major, minor) and (kind == "compute" or own[0] == major):
+            return
+    what = f"this build of PyTorch has nothing for {device_name(device)} (compute capability {major}.{minor})"
+    raise UserError(
+        f"{what}. Install another: README.md, Old cards. Or hide the card: CUDA_VISIBLE_DEVICES=-1"
+    )
 
 
 def say(text: str) -> None:

@@ -28,13 +28,14 @@ def run_script(main: Callable[[], None]) -> None:
     without a word for a reader of the output that is gone.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a console may lack a letter
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="replace")  # a console may lack a letter
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)
     except KeyboardInterrupt:
         with suppress(OSError):  # Ctrl-C stops a reader of the output too
-            sys.stdout.flush()
+            print(end="", flush=True)
             print("\nStopped. What is finished is kept: start the script again to go on.", file=sys.stderr)
         os._exit(130)  # at once: threads of a tokenizer or a loader would go on
     except BrokenPipeError:

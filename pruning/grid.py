@@ -251,7 +251,8 @@ def unfinished(experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, 
         caches.remove_leftovers(folder)
     todo = [(experiment, method) for experiment in experiments for method in methods_of(experiment)]
     due = [(experiment, method) for experiment, method in todo if not is_finished(experiment, method)]
-    saved.check_room(records.RECORDS, [e.builder.weight_bytes for e, method in due if e.saves(method)])
+    kept = [e.builder.weight_bytes(method) for e, method in due if e.saves(method)]
+    saved.check_room(records.RECORDS, kept)
     quiet = not due or not experiments[0].accelerator.is_main_process
     with tqdm(total=len(due), desc="runs", unit="run", smoothing=0, disable=quiet) as bar:
         wait = False

@@ -15,7 +15,7 @@ Shapes: B sequences, T positions of the longest, N tokens of all sequences toget
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -187,10 +187,15 @@ def _run_layer(
     return feed_forward.LayerNorm(feed_forward.dropout(merged) + states)
 
 
+def _is_plain(part: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a linear layer as PyTorch has it: a quantizer replaces the layer, or its weight."""
+    return type(part) is nn.Linear and type(part.weight) is nn.Parameter
+
+
 def _linear(part: nn.Module, x: Tensor, paths: FastPaths) -> Tensor:
     """A linear layer, or whatever stands in its place."""
     # how many tokens there are is not asked of an exported graph: it would become a guard
-    if paths.fused_product and type(part) is nn.Linear and x.numel() // x.shape[-1] in FEW_TOKENS:
+    if paths.fused_product and _is_plain(part) and x.numel() // x.shape[-1] in FEW_TOKENS:
         return _onednn_product(x, part.weight, part.bias, "none")
     return part(x)
 
@@ -198,7 +203,7 @@ def _linear(part: nn.Module, x: Tensor, paths: FastPaths) -> Tensor:
 def _inner(intermediate: BertIntermediate, states: Tensor, paths: FastPaths) -> Tensor:
     """The inner layer of the feed-forward, activation included."""
     dense, activation = intermediate.dense, intermediate.intermediate_act_fn
-    if paths.fused_product and type(dense) is nn.Linear and isinstance(activation, GELUActivation):
+    if paths.fused_product and _is_plain(dense) and isinstance(activation, GELUActivation):
         tokens = states.numel() // states.shape[-1]
         if tokens in FEW_TOKENS or (AVX512 and tokens >= FEW_TOKENS.stop):
             return _onednn_product(states, dense.weight, dense.bias, "gelu")

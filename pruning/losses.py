@@ -11,9 +11,10 @@ SHARPNESS = 3.0  # standard deviation of the scores that a student learns
 
 
 def task_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
-    """Mean squared error for one output, cross-entropy for more. Logits (B, C), labels (B,) or (B, 1); of a
-    transformers `problem_type` with labels (B, C) the loss that it names."""
-    if problem_type == "multi_label_classification":
+    """Mean squared error for one output, cross-entropy for more. Logits (B, C), labels (B,) or (B, 1). With
+    labels (B, C) the loss that transformers' `problem_type` names; without that, as for several labels."""
+    several = problem_type is None and labels.is_floating_point() and labels.shape == logits.shape
+    if problem_type == "multi_label_classification" or (several and logits.shape[1] > 1):
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
     if logits.shape[1] == 1 or problem_type == "regression":
         return nn.functional.mse_loss(logits.flatten().float(), labels.flatten().float())

@@ -258,7 +258,7 @@ def score_words(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor) -> Tenso
     pruner: Any = model.pruner
     if isinstance(pruner, StudentPruner):
         weights = words, pruner.inner.weight, pruner.inner.bias
-        if model.tabled and DerivedTensors.may_hold(*weights):
+        if model.tabled and pruner.may_fold and DerivedTensors.may_hold(*weights):
             table = model._derived.get("student", lambda: pruner.fold(words), *weights)
             return pruner.score_words(ids, table)
         states = model.embedding(ids)

@@ -142,7 +142,8 @@ class FrequencyPruner(Pruner):
 
     def __init__(self, config: PrunerConfig):
         super().__init__(config)
-        self.register_buffer("counts", torch.zeros(config.vocab_size))
+        counts = torch.zeros(config.vocab_size, dtype=torch.int64)  # fp16 would end at 65,504
+        self.register_buffer("counts", counts)
 
     def set_frequencies(self, counts: Tensor) -> None:
         self.counts[: len(counts)] = counts  # some BERTs round the size of their embedding up
@@ -153,7 +154,7 @@ class FrequencyPruner(Pruner):
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
         if tokens.ids is None:
             raise ValueError("the pruner 'frequency' needs input_ids, not inputs_embeds")
-        return -self.counts[tokens.ids]
+        return -self.counts[tokens.ids].float()
 
 
 class ColumnMeanPruner(Pruner):

@@ -95,9 +95,9 @@ def git_commit() -> str | None:
     here = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=here, capture_output=True, check=True, timeout=10)
+        return done.stdout.decode(errors="replace").strip()  # UTF-8, whatever the system's own letters are
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here:  # somebody else's repository

@@ -42,10 +42,11 @@ class DerivedTensors:
         """What `compute` makes of `weights`. (A change that PyTorch does not count, through `.data` or by a
         fused optimizer, is noticed after `clear` only.) Raises RuntimeError if they `may_hold` not."""
         now = [(weight.data_ptr(), weight._version) for weight in weights]
-        if name not in self._kept or self._kept[name][0] != now:
+        kept = self._kept.get(name)  # looked up once: another thread may clear
+        if kept is None or kept[0] != now:
             held = [weight.detach() for weight in weights]  # so that no other tensor gets their address
-            self._kept[name] = (now, compute(), held)
-        return self._kept[name][1]
+            kept = self._kept[name] = (now, compute(), held)
+        return kept[1]
 
     def clear(self) -> None:
         self._kept.clear()

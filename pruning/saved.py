@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -36,6 +37,7 @@ CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("templates") / "card.md"
 KINDS: dict[str, Any] = {"bert": bert, "pruned_bert": bert, "pruned_lstm": lstm}  # by model_type
 FIELDS = {"task", "kind", "id2label", "problem_type"}  # that config.json has to have too
+DAMAGE = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError)  # what else files cause
 REST = 1.1  # of a model's size by its weights: pruners, tokenizer
 BATCH = 32
 
@@ -216,7 +218,7 @@ def load(folder: Path) -> SavedModel:
         raise UserError(f"{folder} holds no model of this project") from None
     try:
         model, vocabulary, encode_rows = kind.load(folder, config)
-    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
+    except (*DAMAGE, SafetensorError, StrictDataclassError) as error:
         line = re.sub(r"\s+", " ", str(error))
         raise UserError(f"{folder} is damaged: {line}") from None
     return SavedModel(folder, config, model.eval(), vocabulary, encode_rows, kind.sentences)

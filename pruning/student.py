@@ -37,7 +37,8 @@ class StudentPruner(Pruner):
 
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
         assert tokens.states is not None
-        states = tokens.states.detach().to(self.inner.weight.dtype)  # fp32 also in a model of bf16
+        dtype = getattr(self.inner.weight, "dtype", torch.float32)  # of int8 the weight is a method
+        states = tokens.states.detach().to(dtype)  # fp32 also in a model of bf16
         if self.context > 1:
             reach = self.context // 2
             states = nn.functional.pad(states * tokens.mask[..., None], (0, 0, reach, reach))
@@ -46,6 +47,11 @@ class StudentPruner(Pruner):
 
     def loss(self, scores: Tensor, teacher_scores: Tensor, ranked: Tensor) -> Tensor | None:
         return ranking_loss(scores, teacher_scores, ranked)
+
+    @property
+    def may_fold(self) -> bool:
+        """Whether the inner layer is a plain one: a quantizer may have replaced it."""
+        return type(self.inner) is nn.Linear
 
     def fold(self, embeddings: Tensor) -> Tensor:
         """(V, context, width) what each word adds to the inner layer of tokens around it, bias included at

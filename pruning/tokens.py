@@ -74,11 +74,14 @@ def on_grid(flat: Tensor, table: np.ndarray, filler: float) -> Tensor:
 
 
 def mask_on_host(states: Tensor, mask: Tensor | None, lengths: Sequence[int] | None) -> np.ndarray:
-    """(B, T) bool, True at real tokens. Without `lengths` the device is asked for the mask."""
+    """(B, T) bool, True at real tokens; a row without any counts as one token. Without `lengths` the device
+    is asked for the mask."""
     rows, width = states.shape[:2]
     if lengths is not None:
         return np.arange(width) < np.asarray(lengths)[:, None]
-    return np.ones((rows, width), bool) if mask is None else mask.bool().cpu().numpy()
+    real = np.ones((rows, width), bool) if mask is None else mask.bool().cpu().numpy()
+    real[:, 0] |= ~real.any(axis=1)  # servers fill a batch up with empty rows
+    return real
 
 
 @dataclass

@@ -27,6 +27,7 @@ from pruning.teachers import Place
 
 RatesAt = Callable[[float], Sequence[float]]  # share of the training that is over → one rate for each layer
 Curve = list[tuple[int, float]]  # step, mean loss since the point before
+BAR_AFTER = 5  # seconds of predictions, in a terminal
 CHECKED_EVERY = 50  # steps, at most, until a loss that is NaN or infinite stops the training
 
 
@@ -232,8 +233,8 @@ def outputs(
     """Rows and the model's output for them, in evaluation mode, in length-sorted batches, without a look at
     labels."""
     model.to(device).eval()
-    memory = Memory()
-    for rows in batches.sorted_batches(data.examples.lengths, batch_size):
+    memory, groups = Memory(), batches.sorted_batches(data.examples.lengths, batch_size)
+    for rows in tqdm(groups, desc="answers", leave=False, delay=BAR_AFTER, disable=None):
         yield from memory.run(rows, lambda piece: (piece, model(**data.batch(piece, device))))
 
 

@@ -1,6 +1,7 @@
 """At the edge of a script: what the system refuses, and Ctrl-C, end it in one sentence."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -41,6 +42,14 @@ def complaint(ended):
 
 
 # --- Standard output -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), None], ids=["notebook", "none"])
+def test_a_notebook_has_streams_of_its_own(monkeypatch, stream):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream)
+    errors.run_script(lambda: print("done"))
+    assert stream is None or stream.getvalue() == "done\n"
 
 
 def test_a_console_without_a_letter_and_a_reader_that_is_gone(world):

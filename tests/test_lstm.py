@@ -370,6 +370,26 @@ def test_the_table_gives_the_students_scores(words, few, monkeypatch):
     torch.testing.assert_close(from_table[mask], plain[mask], atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_int8_weights_of_pytorch(words):
+    model = PrunedLstmClassifier(50, 2, pair=False, method="lstm student", rate=0.5).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear})
+    with torch.no_grad():
+        assert 0 < (quantized(*words).logits - model(*words).logits).abs().max() < 0.1
+
+
+def test_another_thread_may_clear_what_is_derived_from_weights():
+    class Cleared(dict):  # between a question and the next
+        def __contains__(self, name):
+            found = super().__contains__(name)
+            self.clear()
+            return found
+
+    derived, weight = recurrence.DerivedTensors(), torch.ones(2)
+    derived._kept = Cleared()
+    assert [derived.get("a", lambda: 5, weight) for _ in range(2)] == [5, 5]
+
+
 @pytest.mark.parametrize("lengths", [[6, 4, 4, 1], [2, 6, 1, 3], [3], [0, 2, 0]])
 def test_a_few_steps_are_those_of_the_fused_lstm(lengths):
     model = PrunedLstmClassifier(50, 2, pair=False).eval()

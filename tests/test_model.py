@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, infer_auto_device_map
 from conftest import LAYERS, build, tiny_config
 from safetensors.torch import load_file, save_model
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
@@ -281,13 +281,45 @@ def test_where_cls_alone_stays_nothing_is_scored_but_by_a_threshold(batch, monke
         assert asked
 
 
-@pytest.mark.parametrize(("method", "stay"), [("tail", [1, 0]), ("column mean threshold", [4, 0])])
-def test_an_example_without_a_real_token_stays_without_one(method, stay):
+@pytest.mark.parametrize("removed_tokens", ["fused", "readable", "gone"])
+@pytest.mark.parametrize(("method", "stay"), [("tail", [2, 1]), ("column mean threshold", [4, 1])])
+def test_an_empty_row_counts_as_one_token(method, stay, removed_tokens):
     ids = torch.randint(5, 64, (2, 6))
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0] * 6])
+    model = build([0, 0.5, 0], method, removed_tokens=removed_tokens)
     with torch.no_grad():
-        output = build([0, 1, 0], method)(ids, mask)
+        output, alone = model(ids, mask), model(ids[:1], mask[:1])
+        assert model(ids, torch.zeros_like(mask)).logits.isfinite().all()
     assert (output.kept[1] >= 0).sum(dim=1).tolist() == stay
+    assert output.logits.isfinite().all()
+    torch.testing.assert_close(output.logits[:1], alone.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("removed_tokens", ["readable", "gone"])
+def test_a_compiled_model_answers_as_it_does_itself(batch, removed_tokens):
+    model = build([0, 0.5, 0], "ideal gradients student", removed_tokens=removed_tokens)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        output, wanted = compiled(**batch), model(**batch)
+    torch.testing.assert_close(output.logits, wanted.logits, atol=1e-5, rtol=0)
+    assert kept_sets(output, 0) == kept_sets(wanted, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_int8_weights_of_pytorch(batch):
+    model = build([0, 0.5, 0], "ideal gradients student", removed_tokens="readable")
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear})
+    with torch.no_grad():
+        difference = (quantized(**batch).logits - model(**batch).logits).abs().max()
+    assert 0 < difference < 0.1
+
+
+def test_a_device_map_leaves_the_bert_on_one_device():
+    model = build([0, 0.5, 0], "tail")
+    size = sum(weight.nbytes for weight in model.bert.parameters())
+    room = {0: int(0.6 * size), 1: 3 * size, "cpu": 3 * size}
+    places = infer_auto_device_map(model, room, no_split_module_classes=model._no_split_modules)
+    assert {*places.values()} == {1}
 
 
 def test_a_tuple_where_it_is_asked_for(batch):
@@ -298,13 +330,19 @@ def test_a_tuple_where_it_is_asked_for(batch):
         assert torch.equal(model(**batch)[0], model(**batch, return_dict=True).logits)
 
 
-@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
-def test_the_loss_that_a_configuration_names(batch, problem_type):
+@pytest.mark.parametrize(
+    ("problem_type", "loss"),
+    [
+        ("multi_label_classification", binary_cross_entropy_with_logits),
+        (None, binary_cross_entropy_with_logits),
+        ("regression", mse_loss),
+    ],
+)
+def test_the_loss_that_a_configuration_names(batch, problem_type, loss):
     model = build([0, 0.5, 0])
     model.config.problem_type, labels = problem_type, torch.rand(4, 2)
-    loss = {"regression": mse_loss, "multi_label_classification": binary_cross_entropy_with_logits}
     output = model(**batch, labels=labels)
-    torch.testing.assert_close(output.loss, loss[problem_type](output.logits, labels))
+    torch.testing.assert_close(output.loss, loss(output.logits, labels))
 
 
 def test_pruners_stay_in_fp32_where_a_model_is_loaded_in_fp16(batch, tmp_path):

@@ -22,7 +22,8 @@ from transformers import BertForSequenceClassification
 
 from pruning import batches, layers, plan, training
 from pruning.batches import BertExamples, Ragged
-from pruning.devices import Memory, best_precision
+from pruning.devices import Memory, best_precision, check_build
+from pruning.errors import UserError
 from pruning.schedules import FOR_TWELVE_LAYERS, resolve, stretched
 
 LENGTHS = [5, 40, 17, 19, 9, 23, 6, 31]
@@ -184,6 +185,18 @@ def test_a_wait_is_seen(pinned, wait):
         except (NotImplementedError, RuntimeError):  # no data to read
             seen = True
     assert seen or device.waits
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_served"), [((8, 9), True), ((6, 1), False), ((9, 0), False), ((12, 1), True)]
+)
+def test_a_card_that_the_build_has_no_kernels_for(monkeypatch, capability, is_served):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_86", "sm_100a", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GTX 1080 Ti")
+    said = pytest.raises(UserError, match=r"nothing for GTX 1080 Ti \(compute capability ")
+    with nullcontext() if is_served else said:
+        check_build(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((6, 1), "no")])

@@ -60,6 +60,13 @@ def test_words_that_the_training_text_does_not_count_stay_longest(frequency):
     assert frequency.counts.tolist() == [9, 9, 9]
 
 
+def test_frequency_counts_on_in_half_precision(frequency):
+    ids = torch.tensor([[5, 6, 7]])
+    frequency.set_frequencies(torch.tensor([0, 0, 0, 0, 0, 90_000, 70_000, 3]))
+    words = tokens(ids, torch.ones(1, 3).bool())
+    assert frequency.half().score(words).tolist() == [[-90_000, -70_000, -3]]
+
+
 def test_ranking_loss_is_least_for_the_teachers_own_ranking():
     teacher = torch.tensor([[-1e9, 4.0, -0.5, 2.0, 77.0]])
     mask = torch.tensor([[True, True, True, True, False]])

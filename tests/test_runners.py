@@ -1,6 +1,7 @@
 """The runners as a user runs them: edit the settings, call main()."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -622,3 +623,16 @@ def test_the_commit_of_a_repository_around_the_project_is_none_of_its_own(tmp_pa
     assert len(records.git_commit()) == 40
     monkeypatch.setattr(records, "__file__", str(tmp_path / "project/pruning/records.py"))
     assert records.git_commit() is None
+
+
+def test_the_commit_of_a_folder_whose_name_the_system_has_no_letters_for(tmp_path):
+    folder = tmp_path / "项目"
+    folder.mkdir()
+    for words in ("init", "-c user.name=a -c user.email=a@b commit --allow-empty -m one"):
+        subprocess.run(["git", *words.split()], cwd=folder, check=True, capture_output=True)
+    place = ascii(str(folder / "pruning/records.py"))
+    code = f"from pruning import records; records.__file__ = {place}; print(records.git_commit())"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | plain)
+    assert len(done.stdout.strip()) == 40, done.stderr

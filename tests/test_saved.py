@@ -299,6 +299,9 @@ def test_pairs_come_with_a_tab_and_scores_without_probability(kept, capsys, monk
         (None, None, "is records/BERT/nothing a run's folder"),
         ("config.json", "{", "holds no model of this project"),
         ("config.json", '{"model_type": "gpt2"}', "holds no model of this project"),
+        ("config.json", {"removed_tokens": "bad"}, "is damaged"),
+        ("config.json", {"id2label": []}, "is damaged"),
+        ("config.json", {"dtype": "float99"}, "is damaged"),
         ("model.safetensors", "", "is damaged"),
         ("tokenizer.json", None, "is damaged: there is no tokenizer.json"),
         ("tokenizer.json", "{}", "is damaged"),
@@ -309,7 +312,10 @@ def test_a_folder_without_a_sound_model_is_one_sentence(kept, tmp_path, name, co
     if name:
         folder = tmp_path / "model"
         shutil.copytree(folders("BERT", "sst-2")["head"] / "model", folder)
+        text = (folder / name).read_bytes()
         (folder / name).unlink()
+        if isinstance(content, dict):
+            content = json.dumps(json.loads(text) | content)
         if content is not None:
             (folder / name).write_text(content)
     with pytest.raises(UserError, match=said) as error:
