@@ -329,7 +329,7 @@ def report(found: list[Record], clock: list[Record], labels: dict[str, list[floa
         "lines": compare.comparison_table(found, intervals),
         "against each other": compare.pairs_table(found, intervals),
         "what was asked": compare.asked_table(found, recipe),
-        "by length": compare.lengths_table(found),
+        "by length": compare.lengths_table(found, recipe),
         "processor seconds": compare.costs_table(found),
         "by the clock": compare.speed_table(clock),
     }

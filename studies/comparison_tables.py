@@ -23,6 +23,7 @@ Line = tuple[str, str]  # a method and the name of its budget or schedule, "" wh
 Answers = dict[tuple[str, int], Any]  # task, seed → what is known there; of a trained model `dev`
 
 LONGER = "dense, trained on"
+CUT = "first "  # how the lines begin of BERTs that are only cut
 GRID = "grid"  # the budget of dense models whose learning rate and epochs were not chosen
 ASKED = {"half": 0.002, "third": 0.01, "fifth": 0.025}  # how far below the better dense model at most
 
@@ -255,10 +256,13 @@ def asked_table(records: list[Record], recipe: dict[str, str]) -> Table:
     return header, rows
 
 
-def lengths_table(records: list[Record]) -> Table:
-    """The metric in each fifth of a task's examples, by length; means over the seeds."""
+def lengths_table(records: list[Record], recipe: dict[str, str]) -> Table:
+    """The metric of the dense model, the recipe and the cut BERTs in each fifth of a task's examples, by
+    length; means over the seeds."""
     rows = []
     for line, answers in lines_of(records).items():
+        if line[0] not in (DENSE, recipe.get(line[1])) and not line[0].startswith(CUT):
+            continue
         of_seeds = by_task(answers, itemgetter("metrics_by_length"))
         for task, parts in of_seeds.items():
             means = [

@@ -193,7 +193,6 @@ def tasks_table(records: list[Record]) -> Table:
 
 # --- README's headline -------------------------------------------------------------------------
 
-CUT = "first "  # how the lines begin of BERTs that are only cut
 LSTM_METHOD, LSTM_RATES = "integrated gradients student", ("0.6", "0.9")
 LSTM_CELL: Record = {"kind": "lstm", "batch_size": 256, "precision": "fp32"}
 
@@ -215,7 +214,7 @@ def headline_table(
     best = lines[compare.better_dense(lines)]
     rows = []
     for line, answers in lines.items():
-        if line[0] == recipe.get(line[1]) or line[0].startswith(CUT):
+        if line[0] == recipe.get(line[1]) or line[0].startswith(compare.CUT):
             both = compare.in_common(best, answers)
             data = [f"GLUE, {len(by_task(both[1]))} tasks", "e5-small", line[0]]
             metrics = " → ".join(percent(mean_of(part)) for part in both)
@@ -304,7 +303,7 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "asked": (with_recipe(compare.asked_table), ["BERT, metrics"]),
     "pairs": (compared("comparison", compare.pairs_table), ["BERT, metrics"]),
     "lines-speed": (compare.speed_table, ["BERT, speed"]),
-    "lengths": (compare.lengths_table, ["BERT, metrics"]),
+    "lengths": (with_recipe(compare.lengths_table), ["BERT, metrics"]),
     "costs": (compare.costs_table, ["BERT, costs"]),
     "six-layers": (compared("six-layers", compare.comparison_table), ["six layers"]),
     "rules": (lambda records: rules_table(records, "46%"), ["rules"]),

@@ -180,9 +180,10 @@ def test_lengths_and_costs_are_means_over_seeds(comparison):
         metric = "accuracy" if record["task"] == "sst-2" else "matthews"
         record["dev"]["metrics_by_length"] = [part | {metric: record["seed"] / 2} for part in parts]
         record["processor_seconds"] = {"training": 10.0 + i // 4 * 10, "dense": 10.0, "answers": 5.0}
-    _, rows = comparison_tables.lengths_table(comparison)
+    _, rows = comparison_tables.lengths_table(comparison, {"fifth": STUDENT})
     assert rows[0] == ["cola", "tokens", "0 to 1", "1 to 2", "2 to 3", "3 to 4", "4 to 5"]
     assert ["cola", "dense", *["25.0"] * 5] in rows and ["sst-2", f"{STUDENT}, fifth", *["0.0"] * 5] in rows
+    assert not any("half" in row[1] or "trained on" in row[1] for row in rows)
     header, rows = comparison_tables.costs_table(comparison)
     assert header == ["line", "answers", "scores", "training", "all, with dense"]
     assert rows[0] == ["dense, trained on", "0.50", "0.00", "2.00", "3.50"]
