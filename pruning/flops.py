@@ -16,7 +16,8 @@ from transformers import BertForSequenceClassification
 
 from ModifiedModelingBert import PrunedBertForSequenceClassification
 from pruning.layers import FastPaths, absorbing_pays, layout_options
-from pruning.lstm_model import PrunedLstmClassifier, takes_steps
+from pruning.lstm_fast import takes_steps
+from pruning.lstm_model import PrunedLstmClassifier
 from pruning.plan import WholeBatch, groups_of
 from pruning.selection import count_kept
 

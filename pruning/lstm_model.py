@@ -2,9 +2,7 @@
 
 Words that go may leave something behind: the mean of their embeddings, through a matrix, joins the sentence.
 
-Evaluation reads tables of words: what each adds to the LSTM's gates (`recurrence`), to the student's inner
-layer (`StudentPruner.fold`) and to what is left behind, so no embedding is multiplied. All paths give the
-same results to rounding.
+Evaluation goes another way, with the same results to rounding: see `lstm_fast`.
 
 Shapes: B examples, T words of the longest, T' words that stay, E units of the embedding, H of the LSTM.
 """
@@ -12,15 +10,14 @@ Shapes: B examples, T words of the longest, T' words that stay, E units of the e
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag, linear
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pruning import methods, selection
 from pruning.losses import task_loss
+from pruning.lstm_fast import read_fast
 from pruning.pruners import PrunerConfig
 from pruning.recurrence import DerivedTensors, Recurrence
 from pruning.selection import TokenFusion, Tokens
@@ -34,9 +31,6 @@ EMBEDDING_SPREAD = 0.3  # standard deviation of fresh embeddings
 MEMORY = 40  # words that a fresh LSTM remembers at most: AG News' mean length
 STUDENT_WIDTH = 32
 STUDENT_CONTEXT = 3  # the word and its two neighbours
-# PyTorch's fused LSTM is the slower one on a CPU up to so many words, or from so many sentences on (AMD EPYC,
-# two threads, fused ÷ steps: 1 sentence of 10 words 1.25, of 20 words 0.81; 32 of 37 words 0.91; 256 1.33).
-FEW_STEPS, MANY_ROWS = 10, 32
 
 
 @dataclass
@@ -185,84 +179,6 @@ class PrunedLstmClassifier(nn.Module):
     def set_training_rates(self, rates: Sequence[float] | None) -> None:
         """The rate of training steps from here on; None: the model's own. Evaluation keeps to that."""
         self.training_rate = None if rates is None else rates[0]
-
-
-def read_fast(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """At evaluation a sentence as (B, H) and the positions (B, T') of words that stay, with no work that the
-    words that go, or padding, would need."""
-    if torch.is_autocast_enabled(ids.device.type):  # to switch it off takes as long as ten operations
-        with torch.autocast(ids.device.type, enabled=False):
-            return read_fast(model, ids, mask)
-    lengths = mask.sum(dim=1).tolist()
-    longest = max(lengths, default=0)
-    if longest == 0:
-        return model.inner.weight.new_zeros(len(ids), HIDDEN), mask.long() - 1
-    if longest < mask.shape[1]:
-        ids, mask = ids[:, :longest], mask[:, :longest]
-    kept, left = mask, None  # of a dense model nobody asks for it
-    if model.pruner is not None:
-        whole = ids
-        ids, kept, lengths = choose_words(model, ids, mask, lengths)
-        left = None if model.fusion is None else left_behind(model, whole, mask, kept)
-    if takes_steps(model, *ids.shape):
-        words = model.embedding.weight
-        tables = model.lstm.tables(words) if model.reads_tables else None
-        vector = model.lstm.maximum(words, tables, ids, lengths)
-    else:
-        is_full = min(lengths) == ids.shape[1]
-        real = kept if model.pruner is None else kept >= 0
-        vector = model.encode(model.embedding(ids), None if is_full else real)
-    return vector if left is None else vector + left, kept
-
-
-def left_behind(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
-    """At evaluation what the words that go leave behind, (B, H). kept: (B, T') positions, -1: fewer."""
-    gone = selection.removed(mask, kept, kept >= 0)
-    counts = gone.sum(dim=1)
-    words, fusion = model.embedding.weight, model.fusion.weight  # type: ignore[union-attr]
-    by_table = model.tabled and DerivedTensors.may_hold(words, fusion)
-    table = model._derived.get("left", lambda: linear(words, fusion), words, fusion) if by_table else words
-    mean = embedding_bag(ids[gone], table, counts.cumsum(0) - counts, mode="mean")  # 0 where none go
-    return mean if by_table else linear(mean, fusion)
-
-
-def takes_steps(model: PrunedLstmClassifier, rows: int, words: int) -> bool:
-    """Whether evaluation takes single steps, for `rows` sentences of up to `words` words."""
-    pays = words <= FEW_STEPS or (rows >= MANY_ROWS and model.reads_tables)
-    return pays and model.fast and not model.packed and model.embedding.weight.device.type == "cpu"
-
-
-def choose_words(
-    model: PrunedLstmClassifier, ids: Tensor, mask: Tensor, lengths: list[int]
-) -> tuple[Tensor, Tensor, list[int]]:
-    """At evaluation the words that stay (B, T'), their positions (B, T'), -1: fewer, and how many are left of
-    each sentence."""
-    stay = [selection.count_kept(length, model.rate) for length in lengths]
-    is_full = min(lengths) == mask.shape[1]
-    scores = score_words(model, ids if is_full else ids.masked_fill(~mask, 0), mask)
-    if len(lengths) == 1:  # a list is sorted sooner than a short tensor; of equals the earlier stays too
-        ranked = sorted(range(lengths[0]), key=scores[0].tolist().__getitem__, reverse=True)
-        places = torch.tensor([sorted(ranked[: stay[0]])]).to(ids.device)
-        return ids.gather(1, places), places, stay
-    alike = len(set(stay)) == 1  # as it is with most batches of similar lengths: then nothing fills up
-    if alike and not is_full:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    kept = None if alike else torch.tensor(stay, device=ids.device)
-    places, chosen = selection.choose(scores, mask, kept, max(stay), keep_first=False)
-    return ids.gather(1, places), places if alike else places.masked_fill(~chosen, -1), stay
-
-
-def score_words(model: PrunedLstmClassifier, ids: Tensor, mask: Tensor) -> Tensor:
-    """(B, T) the pruner's scores. ids: 0 at padding."""
-    words, states = model.embedding.weight, None
-    pruner: Any = model.pruner
-    if isinstance(pruner, StudentPruner):
-        weights = words, pruner.inner.weight, pruner.inner.bias
-        if model.tabled and pruner.may_fold and DerivedTensors.may_hold(*weights):
-            table = model._derived.get("student", lambda: pruner.fold(words), *weights)
-            return pruner.score_words(ids, table)
-        states = model.embedding(ids)
-    return pruner.score(Tokens.start(states, mask, ids))
 
 
 def not_in_fp16(device: torch.device) -> AbstractContextManager:

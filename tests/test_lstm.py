@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_model
 from sklearn.linear_model import LogisticRegression
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning import lstm, lstm_model, methods, recurrence, student, teachers, timing
+from pruning import lstm, lstm_fast, methods, recurrence, student, teachers, timing
 from pruning.batches import LstmExamples, Ragged
 from pruning.caches import TaskData
 from pruning.losses import answer_margin
@@ -229,7 +229,7 @@ def words():
 @pytest.mark.parametrize("rate", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("method", [None, *DEPLOYABLE])
 def test_the_fast_evaluation_is_the_plain_one(words, method, rate, tables, steps, monkeypatch):
-    monkeypatch.setattr(lstm_model, "FEW_STEPS", steps)
+    monkeypatch.setattr(lstm_fast, "FEW_STEPS", steps)
     model, (ids, mask) = build(method, rate, pair=True), words
     model.tabled = tables != "not worth it"
     if tables == "too large":
