@@ -159,8 +159,7 @@ class PrunedBertEncoder(BertEncoder):
         options = layout_options(self, hidden_states, paths)
         real = mask_on_host(hidden_states, attention_mask, lengths)
         tokens = FlatTokens.start(hidden_states, real, input_ids, self.rates(), options)
-        trails: list[Trail] = []
-        losses: list[Tensor] = []
+        trails, losses = list[Trail](), list[Tensor]()
         for start, end in self.segments():
             if (rate := self.rates()[start]) > 0:
                 pruner: Any = self.pruners[str(start)]
@@ -191,7 +190,8 @@ class _PrunedBert:
     config: PrunedBertConfig
     config_class = PrunedBertConfig
     _keys_to_ignore_on_load_unexpected = (r"position_ids",)  # checkpoints of transformers before 4.31
-    _keep_in_fp32_modules = _keep_in_fp32_modules_strict = ("pruners",)  # no quantizer takes them either
+    _keep_in_fp32_modules_strict: ClassVar = ["pruners"]
+    _keep_in_fp32_modules: ClassVar = ["bert.encoder.pruners", "encoder.pruners"]  # quantizers spare these
     _no_split_modules: ClassVar = ["PrunedBertModel"]  # it lies on one device
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -42,17 +42,16 @@ def check_build(device: torch.device) -> None:
     if device.type != "cuda" or torch.version.hip:
         return
     major, minor = torch.cuda.get_device_capability(device)
-    for (
-        arch
-    ) in torch.cuda.get_arch_list():  # "sm_86": for 8.6 to 8.9; "compute_90": for 9.0 and whatever comes
+    archs = torch.cuda.get_arch_list()  # "sm_86": for 8.6 to 8.9; "compute_90": for 9.0 and whatever comes
+    for arch in archs:
         kind, number = arch.split("_")
         own = divmod(int(re.sub(r"\D", "", number)), 10)
         if own <= (major, minor) and (kind == "compute" or own[0] == major):
             return
-    what = f"this build of PyTorch has nothing for {device_name(device)} (compute capability {major}.{minor})"
-    raise UserError(
-        f"{what}. Install another: README.md, Old cards. Or hide the card: CUDA_VISIBLE_DEVICES=-1"
-    )
+    if archs:  # a build may not tell
+        what = f"this build of PyTorch has nothing for {device_name(device)}"
+        where = "Install another (README.md, Old cards), or hide the card: CUDA_VISIBLE_DEVICES=-1"
+        raise UserError(f"{what} (compute capability {major}.{minor}). {where}")
 
 
 def say(text: str) -> None:

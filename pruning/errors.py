@@ -34,6 +34,8 @@ def run_script(main: Callable[[], None]) -> None:
         main()
         print(end="", flush=True)
     except KeyboardInterrupt:
+        if not hasattr(sys.stdout, "reconfigure"):  # a notebook goes on
+            raise
         with suppress(OSError):  # Ctrl-C stops a reader of the output too
             print(end="", flush=True)
             print("\nStopped. What is finished is kept: start the script again to go on.", file=sys.stderr)

@@ -20,6 +20,7 @@ from pruning.lstm_fast import takes_steps
 from pruning.lstm_model import PrunedLstmClassifier
 from pruning.plan import WholeBatch, groups_of
 from pruning.selection import count_kept
+from pruning.tokens import mask_on_host
 
 Batch = dict[str, Tensor]
 
@@ -66,7 +67,7 @@ def pruned_bert(model: Any, batch: Batch) -> int:
     encoder, config = model.bert.encoder, model.config
     paths = encoder.fast_paths or FastPaths(unpadding=False, cls_only=False, absorbed=False)
     weight = encoder.layer[0].output.dense.weight
-    real = batch["attention_mask"].bool().cpu().numpy()
+    real = mask_on_host(batch["attention_mask"], batch["attention_mask"], None)
     whole = WholeBatch(real, None, layout_options(encoder, weight, encoder.fast_paths))
     read = updated = whole.layout
     total = len(real) * bert_head(config)

@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.activations import GELUActivation
@@ -189,7 +190,7 @@ def _run_layer(
 
 def _is_plain(part: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether it is a linear layer as PyTorch has it: a quantizer replaces the layer, or its weight."""
-    return type(part) is nn.Linear and type(part.weight) is nn.Parameter
+    return type(part) is nn.Linear and type(part.weight) in (nn.Parameter, FakeTensor)  # of a graph's tracer
 
 
 def _linear(part: nn.Module, x: Tensor, paths: FastPaths) -> Tensor:
@@ -271,9 +272,7 @@ def absorbed(attention: BertSelfAttention, query: Tensor, states: Tensor, unpadd
 
 def may_absorb(attention: BertSelfAttention) -> bool:
     """Not with dropout of attention weights, and not with something else in place of a linear layer."""
-    plain = all(
-        type(part) is nn.Linear and part.bias is not None for part in (attention.key, attention.value)
-    )
+    plain = all(_is_plain(part) and part.bias is not None for part in (attention.key, attention.value))
     return plain and not (attention.training and attention.dropout.p > 0)
 
 

@@ -31,7 +31,7 @@ def read_fast(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     lengths = mask.sum(dim=1).tolist()
     longest = max(lengths, default=0)
     if longest == 0:
-        return model.inner.weight.new_zeros(len(ids), model.lstm.hidden_size), mask.long() - 1
+        return model.embedding.weight.new_zeros(len(ids), model.lstm.hidden_size), mask.long() - 1
     if longest < mask.shape[1]:
         ids, mask = ids[:, :longest], mask[:, :longest]
     kept, left = mask, None  # of a dense model nobody asks for it

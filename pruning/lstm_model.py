@@ -143,7 +143,7 @@ class PrunedLstmClassifier(nn.Module):
         tokens = Tokens.start(self.dropout(self.embedding(ids)) if needs_states else None, mask, ids)
         embedded, loss = tokens.states, None
         if not any(tokens.lengths):
-            return self.inner.weight.new_zeros(len(ids), HIDDEN), tokens.kept_positions(), None
+            return self.embedding.weight.new_zeros(len(ids), HIDDEN), tokens.kept_positions(), None
         if self.pruner is not None:
             rate = self.training_rate if self.training and self.training_rate is not None else self.rate
             tokens, loss = methods.prune(self.pruner, tokens, rate, teacher_scores=teacher_scores)

@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
-from pruning import errors, readers, records, saved
+from pruning import devices, errors, readers, records, saved
 from pruning.errors import UserError
 from pruning.saved import Answer, SavedModel, Text
 from pruning.tasks import task_of
@@ -54,7 +52,7 @@ def write_glue(model: SavedModel) -> None:
     files = task.test_paths()
     if not files:
         raise UserError(f"there is no test file of {task.name} in data/{task.folder}")
-    model.model.to(PartialState().device)  # a test file may have 391,000 pairs
+    model.model.to(devices.pick_device(in_several_processes=False).device)  # it may have 391,000 pairs
     as_in_file = {shown: in_file for in_file, shown in task.classes.items()}
     for name, path in files.items():
         answers = model.answer(readers.read_test(task, path), with_words=False)

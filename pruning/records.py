@@ -97,10 +97,10 @@ def git_commit() -> str | None:
     def git(*words: str) -> str:
         command = ["git", *words]
         done = subprocess.run(command, cwd=here, capture_output=True, check=True, timeout=10)
-        return done.stdout.decode(errors="replace").strip()  # UTF-8, whatever the system's own letters are
+        return done.stdout.decode(errors="replace").strip()  # no letters for a file's name
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != here:  # somebody else's repository
+        if git("rev-parse", "--show-prefix"):  # below the root of somebody else's repository
             return None
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")

@@ -208,7 +208,7 @@ def load(folder: Path) -> SavedModel:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind = KINDS[config["model_type"]]
-        if not {*config} >= FIELDS:
+        if not ({*config} >= FIELDS and isinstance(config["id2label"], dict)):
             raise ValueError
     except OSError as error:
         raise UserError(

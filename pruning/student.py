@@ -37,8 +37,9 @@ class StudentPruner(Pruner):
 
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
         assert tokens.states is not None
-        dtype = getattr(self.inner.weight, "dtype", torch.float32)  # of int8 the weight is a method
-        states = tokens.states.detach().to(dtype)  # fp32 also in a model of bf16
+        dtype = getattr(self.inner.weight, "dtype", None)  # of int8 the weight may be a method
+        states = tokens.states.detach()  # in fp32 also in a model of bf16
+        states = states.to(dtype if dtype and dtype.is_floating_point else torch.float32)
         if self.context > 1:
             reach = self.context // 2
             states = nn.functional.pad(states * tokens.mask[..., None], (0, 0, reach, reach))
@@ -51,7 +52,7 @@ class StudentPruner(Pruner):
     @property
     def may_fold(self) -> bool:
         """Whether the inner layer is a plain one: a quantizer may have replaced it."""
-        return type(self.inner) is nn.Linear
+        return type(self.inner) is nn.Linear and type(self.inner.weight) is nn.Parameter
 
     def fold(self, embeddings: Tensor) -> Tensor:
         """(V, context, width) what each word adds to the inner layer of tokens around it, bias included at

@@ -78,8 +78,8 @@ def mask_on_host(states: Tensor, mask: Tensor | None, lengths: Sequence[int] | N
     is asked for the mask."""
     rows, width = states.shape[:2]
     if lengths is not None:
-        return np.arange(width) < np.asarray(lengths)[:, None]
-    real = np.ones((rows, width), bool) if mask is None else mask.bool().cpu().numpy()
+        return np.arange(width) < np.maximum(lengths, 1)[:, None]
+    real = np.ones((rows, width), bool) if mask is None else mask.bool().cpu().numpy().copy()
     real[:, 0] |= ~real.any(axis=1)  # servers fill a batch up with empty rows
     return real
 

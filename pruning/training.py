@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
@@ -234,7 +234,8 @@ def outputs(
     labels."""
     model.to(device).eval()
     memory, groups = Memory(), batches.sorted_batches(data.examples.lengths, batch_size)
-    for rows in tqdm(groups, desc="answers", leave=False, delay=BAR_AFTER, disable=None):
+    is_shown = None if PartialState().is_main_process else True  # None: in a terminal
+    for rows in tqdm(groups, desc="answers", leave=False, delay=BAR_AFTER, disable=is_shown):
         yield from memory.run(rows, lambda piece: (piece, model(**data.batch(piece, device))))
 
 

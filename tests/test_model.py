@@ -10,6 +10,7 @@ from conftest import LAYERS, build, tiny_config
 from safetensors.torch import load_file, save_model
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification, PrunedBertModel
 from pruning import flops, methods
@@ -289,7 +290,8 @@ def test_an_empty_row_counts_as_one_token(method, stay, removed_tokens):
     model = build([0, 0.5, 0], method, removed_tokens=removed_tokens)
     with torch.no_grad():
         output, alone = model(ids, mask), model(ids[:1], mask[:1])
-        assert model(ids, torch.zeros_like(mask)).logits.isfinite().all()
+        empty = torch.zeros_like(mask, dtype=torch.bool)
+        assert model(ids, empty).logits.isfinite().all() and not empty.any()
     assert (output.kept[1] >= 0).sum(dim=1).tolist() == stay
     assert output.logits.isfinite().all()
     torch.testing.assert_close(output.logits[:1], alone.logits, atol=1e-5, rtol=0)
@@ -312,6 +314,14 @@ def test_int8_weights_of_pytorch(batch):
     with torch.no_grad():
         difference = (quantized(**batch).logits - model(**batch).logits).abs().max()
     assert 0 < difference < 0.1
+
+
+def test_quantizers_leave_the_students_alone():
+    model = build([0, 0.5, 0], "ideal gradients student")
+    for whole, start in ((model, "bert."), (model.bert, "")):
+        for name in ("encoder.pruners.1.inner", "encoder.layer.1.output.dense"):
+            is_converted = should_convert_module(start + name, [*whole._keep_in_fp32_modules])
+            assert is_converted == ("pruners" not in name)
 
 
 def test_a_device_map_leaves_the_bert_on_one_device():

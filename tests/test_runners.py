@@ -630,9 +630,10 @@ def test_the_commit_of_a_folder_whose_name_the_system_has_no_letters_for(tmp_pat
     folder.mkdir()
     for words in ("init", "-c user.name=a -c user.email=a@b commit --allow-empty -m one"):
         subprocess.run(["git", *words.split()], cwd=folder, check=True, capture_output=True)
-    place = ascii(str(folder / "pruning/records.py"))
-    code = f"from pruning import records; records.__file__ = {place}; print(records.git_commit())"
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = """import os; from pruning import records
+records.__file__ = os.path.join(os.getcwd(), "pruning", "records.py")
+print(records.git_commit())"""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | plain)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | plain)
     assert len(done.stdout.strip()) == 40, done.stderr
