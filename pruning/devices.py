@@ -21,12 +21,7 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
 
     Raises UserError if it runs in several processes and may not.
     """
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
-    state = PartialState(cpu=cpu, timeout=timedelta(days=30))  # others wait while one waits for a claim
-    check_build(state.device)
-    precision, why = best_precision(state.device)
-    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
-    torch.backends.cuda.enable_cudnn_sdp(False)  # nor in stock's layers: see `layers.run_layers`
+    precision, why = best_precision(find_device())
     accelerator = Accelerator(mixed_precision=precision)
     processes = accelerator.num_processes
     if processes > 1 and not in_several_processes:
@@ -35,6 +30,16 @@ def pick_device(in_several_processes: bool = True) -> Accelerator:
     name = f"{device_name(accelerator.device)}, {number}"
     say(f"Device: {name}. Precision of the training: {precision_name(accelerator)}, {why}.")
     return accelerator
+
+
+def find_device() -> torch.device:
+    """The same without a word, set up for exact fp32. Raises UserError for a card that cannot be used."""
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
+    state = PartialState(cpu=cpu, timeout=timedelta(days=30))  # others wait while one waits for a claim
+    check_build(state.device)
+    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
+    torch.backends.cuda.enable_cudnn_sdp(False)  # nor in stock's layers: see `layers.run_layers`
+    return state.device
 
 
 def check_build(device: torch.device) -> None:

@@ -52,7 +52,7 @@ def write_glue(model: SavedModel) -> None:
     files = task.test_paths()
     if not files:
         raise UserError(f"there is no test file of {task.name} in data/{task.folder}")
-    model.model.to(devices.pick_device(in_several_processes=False).device)  # it may have 391,000 pairs
+    model.model.to(devices.find_device())  # a test file may have 391,000 pairs
     as_in_file = {shown: in_file for in_file, shown in task.classes.items()}
     for name, path in files.items():
         answers = model.answer(readers.read_test(task, path), with_words=False)

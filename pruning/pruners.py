@@ -48,7 +48,7 @@ class Pruner(nn.Module):
         """(B, T) floats, higher = kept; anything at padding.
 
         Args:
-            tokens: with `needs_grid` it has `mask` and `positions`; it may lack `states` before an LSTM, `ids`
+            tokens: with `needs_grid` with `mask` and `positions`; it may lack `states` before an LSTM, `ids`
                 where a BERT is given embeddings, `lengths` and `whole` in a graph for other runtimes.
             layer: the BertLayer that is next, None before an LSTM.
             teacher_scores: (B, T) of these tokens, where there are any.

@@ -300,7 +300,7 @@ def test_pairs_come_with_a_tab_and_scores_without_probability(kept, capsys, monk
         ("config.json", "{", "holds no model of this project"),
         ("config.json", '{"model_type": "gpt2"}', "holds no model of this project"),
         ("config.json", {"removed_tokens": "bad"}, "is damaged"),
-        ("config.json", {"id2label": []}, "is damaged"),
+        ("config.json", {"id2label": []}, "holds no model of this project"),
         ("config.json", {"dtype": "float99"}, "is damaged"),
         ("model.safetensors", "", "is damaged"),
         ("tokenizer.json", None, "is damaged: there is no tokenizer.json"),
