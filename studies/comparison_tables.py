@@ -297,6 +297,21 @@ def costs_table(records: list[Record]) -> Table:
     return ["line", *kinds, "all, with dense"], rows
 
 
+def longer_table(records: list[Record]) -> Table:
+    """One line trained for more and more epochs, from the same dense model: the metric on the dev set and on
+    held-out rows, and the processor time of all that it needs against the dense model's."""
+    rows = []
+    order = sorted(records, key=lambda r: (r["task"], r["method"] != DENSE, r["settings"]["pruned_epochs"]))
+    for record in order:
+        is_dense, seconds = record["method"] == DENSE, record["processor_seconds"]
+        whole = seconds.get("training" if is_dense else DENSE)
+        cost = f"{1 if is_dense else sum(seconds.values()) / whole:.2f}" if whole else ""
+        epochs = "" if is_dense else f"{record['settings']['pruned_epochs']:g}"
+        metrics = [percent(metric_of(record[part])) for part in ("dev", "held_out")]
+        rows.append([record["task"], record["method"], epochs, *metrics, cost])
+    return ["task", "line", "pruned epochs", "dev", "held out", "all, with dense"], rows
+
+
 def speed_table(records: list[Record]) -> Table:
     """How many times as fast as the dense model, ours, each line is on each task, with so many examples at
     once. records: those of the clock."""

@@ -23,7 +23,7 @@ from typing import Any
 from pruning.records import DENSE, HEADER, OF_CLOCK, markdown, summary_lines
 from studies import comparison_tables as compare
 from studies.comparison_tables import Answers, Record, Table, by_task, mean_of, name_of, percent
-from studies.engine_tables import cells_of, clock_table, trained_table
+from studies.engine_tables import asked_table, cells_of, clock_table, trained_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "records" / "published"
@@ -332,6 +332,7 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "engines-8": in_engines("sst-2", 8),
     "engines-32": in_engines("sst-2", 32),
     "engines-128": in_engines("128", 1),
+    "engines-asked": (lambda records: asked_table(records[0]), ["engines"]),
     "engines-trained": (lambda records: trained_table(records[0]), ["engines"]),
     "lstm-agnews": (metrics_table, ["LSTM, metrics"]),
     "lstm-glue": (tasks_table, ["glue"]),

@@ -189,6 +189,25 @@ def test_lengths_and_costs_are_means_over_seeds(comparison):
     assert rows[0] == ["dense, trained on", "0.50", "0.00", "2.00", "3.50"]
 
 
+def test_longer_trainings_stand_by_the_dense_model():
+    def record(method, epochs, metric, seconds):
+        answers = {"metrics": {"matthews": metric}}
+        own = {"task": "cola", "method": method, "settings": {"pruned_epochs": epochs}, "dev": answers}
+        return own | {"held_out": answers, "processor_seconds": seconds}
+
+    seconds = {"dense": 4.0, "answers": 1.0, "scores": 1.0, "training": 6.0}
+    records = [
+        record("a", 12, 0.3, seconds),
+        record("a", 4, 0.2, {}),
+        record("dense", 4, 0.4, {"training": 4.0}),
+    ]
+    assert comparison_tables.longer_table(records)[1] == [
+        ["cola", "dense", "", "40.0", "40.0", "1.00"],
+        ["cola", "a", "4", "20.0", "20.0", ""],
+        ["cola", "a", "12", "30.0", "30.0", "3.00"],
+    ]
+
+
 def test_rules_stand_by_their_students_and_those_without_by_their_oracles():
     records = [
         {"task": task, "seed": seed, "dense": 0.9}
