@@ -151,6 +151,16 @@ def test_a_table_shows_the_fastest_engines_speed_ups():
     ]
 
 
+def test_what_was_asked_stands_by_what_was_reached():
+    rows = {STOCK: {PLAIN: row(8.0, 0.5)}, DENSE: {PLAIN: row(4.0, 1)}}
+    rows |= {name: {PLAIN: row(2.0, 2)} for asked in engine_tables.ASKED.values() for name in asked}
+    cells = [{"kind": "random", "lengths": n, "batch_size": b, "rows": rows} for n, b in engine_tables.ASKED]
+    header, table = engine_tables.asked_table({"cells": cells})
+    assert header[1:3] == ["sst-2, batch 32", "sst-2, batch 8"] and len(table) == 5
+    assert table[1] == ["3 whole", "× 2.00 of 3.1", "× 2.00 of 2.6", "× 2.00 of 1.7", "× 2.00 of 2.9"]
+    assert table[4][-1] == "× 2.00"
+
+
 def judged(metric, sets=0):
     return {"metric": metric, "examples": 872, "ties": 1 if sets else 0, "sets": sets, "logits": 0.0}
 
