@@ -40,6 +40,7 @@ ONEDNN_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 # What one more call of the attention costs, in tokens that a layer processes in the same time
 TOKENS_PER_CALL, TOKENS_PER_DEAR_CALL = 4, 256
 CALLS_TO_ABSORB = 6  # more than keys, values and the attention take
+BY_HEAD = 1.4  # how much longer small products by head take than large ones (studies/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -280,9 +281,9 @@ def absorbing_pays(
     hidden: int, heads: int, groups: Sequence[tuple[int, int, int]], device: str = "cpu"
 ) -> bool:
     """Whether it takes a layer fewer products, for `Unpadding.groups` with n tokens of which q are updated:
-    2qH² + 2hqnH for h heads, not 2nH² + 2qnH. Where calls are dear it has to save what its own cost, too (a
-    layer's products for a token are 12H²)."""
-    by_absorbing = sum(rows * q * (hidden + heads * n) for rows, n, q in groups)
+    2qH² + 2hqnH for h heads, not 2nH² + 2qnH, so many fewer that slower ones pay. Where calls are dear it has
+    to save what its own cost, too (a layer's products for a token are 12H²)."""
+    by_absorbing = BY_HEAD * sum(rows * q * (hidden + heads * n) for rows, n, q in groups)
     if calls_are_dear(device):
         by_absorbing += len(groups) * CALLS_TO_ABSORB * TOKENS_PER_DEAR_CALL * 6 * hidden
     return by_absorbing < sum(rows * n * (hidden + q) for rows, n, q in groups)

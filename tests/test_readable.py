@@ -5,7 +5,7 @@ import torch
 from conftest import build
 
 from pruning import flops
-from pruning.layers import FastPaths, may_absorb
+from pruning.layers import FastPaths, absorbing_pays, may_absorb
 from pruning.methods import BERT_METHODS, is_teacher
 
 DEPLOYABLE = [method for method in BERT_METHODS if not is_teacher(method)]
@@ -95,6 +95,11 @@ def test_keys_and_values_of_what_few_tokens_read_are_never_made(batch):
     cheap = flops.pruned_bert(model, batch)
     model.bert.encoder.fast_paths = FastPaths(absorbed=False)
     assert cheap < 0.75 * flops.pruned_bert(model, batch)
+
+
+def test_attention_is_absorbed_where_that_saves_enough_products():
+    for hidden, tokens, asked, pays in [(384, 14, 7, True), (384, 16, 8, False), (384, 128, 1, True)]:
+        assert absorbing_pays(hidden, 12, [(8, tokens, asked)]) == pays
 
 
 def test_dropout_of_attention_weights_and_adapters_are_not_absorbed():
