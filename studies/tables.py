@@ -251,6 +251,7 @@ SOURCES: dict[str, Source] = {  # a study, and which of its records
     "BERT, metrics": ("comparison", lambda record: "dev" in record),
     "BERT, speed": ("comparison", lambda record: "timings" in record),
     "BERT, costs": ("costs", bool),  # of earlier trainings, one core each
+    "longer": ("longer", bool),
     "six layers": ("six-layers", bool),
     "rules": ("rules", bool),
     "search, twelve": searched("mrpc", "cola", "sts-b"),
@@ -305,6 +306,7 @@ TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
     "lines-speed": (compare.speed_table, ["BERT, speed"]),
     "lengths": (with_recipe(compare.lengths_table), ["BERT, metrics"]),
     "costs": (compare.costs_table, ["BERT, costs"]),
+    "longer": (compare.longer_table, ["longer"]),
     "six-layers": (compared("six-layers", compare.comparison_table), ["six layers"]),
     "rules": (lambda records: rules_table(records, "46%"), ["rules"]),
     "rules-harder": (lambda records: rules_table(records, "34%"), ["rules"]),
