@@ -147,7 +147,7 @@ class PrunedBertEncoder(BertEncoder):
         """
         Args:
             hidden_states: (B, T, H) embeddings.
-            attention_mask: (B, T), 1 at real tokens, or None where all are real; else ValueError.
+            attention_mask: (B, T), 1 at real tokens (ValueError for another shape); None: all are real.
             input_ids: (B, T), for the pruners that look at them.
             teacher_scores: layer → (B, T) of the whole sentences; see `teachers.score`.
             only_first: the output at [CLS] is enough: last_hidden_state may be (B, 1, H).

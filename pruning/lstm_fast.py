@@ -23,7 +23,7 @@ FEW_STEPS, MANY_ROWS = 10, 32
 
 
 def read_fast(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """At evaluation a sentence as (B, H) and the positions (B, T') of words that stay, with no work that the
+    """A sentence as (B, H) and the positions (B, T') of words that stay, with no work that the
     words that go, or padding, would need."""
     if torch.is_autocast_enabled(ids.device.type):  # to switch it off takes as long as ten operations
         with torch.autocast(ids.device.type, enabled=False):
@@ -51,7 +51,7 @@ def read_fast(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def left_behind(model: Any, ids: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
-    """At evaluation what the words that go leave behind, (B, H). kept: (B, T') positions, -1: fewer."""
+    """What the words that go leave behind, (B, H). kept: (B, T') positions, -1: fewer."""
     words, fusion = model.embedding.weight, model.fusion.weight
     by_table = model.tabled and DerivedTensors.may_hold(words, fusion)
     table = model._derived.get("left", lambda: linear(words, fusion), words, fusion) if by_table else words
@@ -75,7 +75,7 @@ def takes_steps(model: Any, rows: int, words: int) -> bool:
 def choose_words(
     model: Any, ids: Tensor, mask: Tensor, lengths: list[int]
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """At evaluation the words that stay (B, T'), their positions (B, T'), -1: fewer, and how many are left of
+    """The words that stay (B, T'), their positions (B, T'), -1: fewer, and how many are left of
     each sentence."""
     stay = [selection.count_kept(length, model.rate) for length in lengths]
     is_full = min(lengths) == mask.shape[1]

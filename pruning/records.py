@@ -97,7 +97,7 @@ def git_commit() -> str | None:
     def git(*words: str) -> str:
         command = ["git", *words]
         done = subprocess.run(command, cwd=here, capture_output=True, check=True, timeout=10)
-        return done.stdout.decode(errors="replace").strip()  # no letters for a file's name
+        return done.stdout.decode(errors="replace").strip()  # file names may be in any letters
 
     try:
         if git("rev-parse", "--show-prefix"):  # below the root of somebody else's repository
