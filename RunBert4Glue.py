@@ -22,8 +22,8 @@ layers = 6  # of a pruned model: the first 6 of the BERT in bert/; None: all of 
 # What to compare; the first is the recipe of this repository. Also: "head", "tail", "frequency",
 # "gradient x input student", "attention rollout student", "ideal emission rate student", "column mean",
 # "column mean threshold", and the teachers, which are upper bounds: "ideal gradients", "gradient x input",
-# "attention rollout", "ideal emission rate" (README has them all). An entry may also be a list with one for
-# each layer.
+# "attention rollout", "ideal emission rate" (README has them all). In place of a name may stand a list of
+# names, one for each layer.
 pruning_methods = ["ideal gradients student", "random"]
 # "readable": they are no longer updated, but later layers read their last states; "fused": their mean,
 # through a trained matrix, joins [CLS]; "gone": nothing sees them again, as in 2020.

@@ -70,7 +70,7 @@ def in_pytorch(model: Any) -> Run:
     @torch.no_grad()
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         output = model(**batch)
-        return output.logits.float(), graph.kept_by(output.kept)
+        return output.logits.float(), [output.kept[place] for place in graph.pruned] if output.kept else []
 
     return run
 

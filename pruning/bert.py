@@ -48,6 +48,7 @@ class Pretrained:
     def read(cls) -> "Pretrained":
         """Raises UserError if there is no BERT in bert/, or its files do not fit together."""
         config_file, weights_file = bert_folder.config_path(), bert_folder.weights_path()
+        check_source(weights_file)
         config = bert_folder.read_config(config_file)
         weights = bert_folder.read_weights(weights_file)
         weights, lines = bert_folder.fit(weights, config, weights_file, config_file)
@@ -63,6 +64,15 @@ class Pretrained:
 
     def __str__(self) -> str:
         return f"BERT: {self.layers} layers of {self.config['hidden_size']}, weights from {self.weights_file}"
+
+
+def check_source(weights_file: Path) -> None:
+    """Raises UserError for weights that were converted from another checkpoint than lies in bert/ now."""
+    source, indices = bert_folder.source_path(weights_file), [*bert_folder.BERT.glob("*.ckpt.index")]
+    known = source.is_file() and bool(indices)
+    if known and source.read_text(encoding="utf-8") not in map(caches.fingerprint, indices):
+        what = f"{weights_file} was converted from another checkpoint than {indices[0]}"
+        raise UserError(f"{what}. Run ConvertBert4Torch.py again, or remove the one that you don't want")
 
 
 def sentences(
@@ -93,6 +103,7 @@ class BertBuilder:
         self.schedule = checked_schedule(settings, self.dense_layers, data.task.kind, script)
         self.layers = len(self.schedule)
         self.removed_tokens = settings.removed_tokens
+        self.most_tokens = pretrained.config["max_position_embeddings"]
         self.key_fields = pretrained.key_fields
         of_pruning = {"removed_tokens": self.removed_tokens, "layers": self.layers}
         self.pruning_fields: dict[str, Any] = {"pruning": self.schedule, **of_pruning}
@@ -123,8 +134,10 @@ class BertBuilder:
         return model
 
     def methods_used(self, method: str | list[str]) -> list[str]:
-        """The methods of the layers that prune."""
-        return [method] if isinstance(method, str) else [method[layer] for layer in self.pruned]
+        """The methods of the layers that prune; one name where it is the same for all of them."""
+        if isinstance(method, str):
+            return [method] if self.pruned else []
+        return [method[layer] for layer in self.pruned]
 
     def is_upper_bound(self, method: str | list[str]) -> bool:
         """Whether a run cannot be deployed, because a teacher prunes."""
@@ -132,7 +145,7 @@ class BertBuilder:
 
     def method_name(self, method: str | list[str]) -> str:
         """A method's name in records and tables."""
-        return " + ".join(self.methods_used(method)) or "no pruning"
+        return " + ".join(self.methods_used(method)) or methods.NO_PRUNING
 
     def teachers_of(self, method: str | list[str]) -> dict[Place, str]:
         """Which layer needs which teacher's scores."""
@@ -242,8 +255,8 @@ def open_tasks(pretrained: Pretrained, tasks: Sequence[Task]) -> list[TaskData]:
             raise UserError(f"{name} has pairs of sentences, and the BERT in bert/ reads single ones only")
         if len(data.vocabulary) > config["vocab_size"]:
             raise UserError(
-                f"the vocabulary of {name}'s cache has {len(data.vocabulary)} words, the BERT in bert/ "
-                f"{config['vocab_size']}: they do not belong together. {again}"
+                f"bert/vocab.txt has {len(data.vocabulary)} words in the cache of {name}, the BERT in bert/ "
+                f"{config['vocab_size']}: they do not belong together. Put its own vocab.txt there. {again}"
             )
         opened.append(data)
     return opened

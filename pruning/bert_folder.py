@@ -185,6 +185,11 @@ def weights_path() -> Path:
     return _first_of(WEIGHTS, f"no PyTorch weights; looked for {', '.join(map(str, WEIGHTS))}")
 
 
+def source_path(weights_file: Path) -> Path:
+    """Where the converter keeps the SHA-256 of the checkpoint's index, which has a sum of each weight."""
+    return weights_file.with_name(weights_file.name + ".source")
+
+
 def read_weights(path: Path) -> Weights:
     """The tensors of a PyTorch or safetensors file, floats as fp32. Code in a file is never run.
 

@@ -77,44 +77,36 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     a kill in the middle leaves the old file, or none. Raises UserError if the system refuses to write there
     (a full disk, a folder in place of the file).
     """
-    temporary = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _refusal(path, error) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with _in_place_of(path) as temporary, open(temporary, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that takes the place of `path` when all of it is written; otherwise as
     `whole_file`."""
-    temporary = _temporary(path)
-    try:
-        temporary.mkdir(parents=True)
+    with _in_place_of(path) as temporary:
+        temporary.mkdir()
         yield temporary
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """Yields a name in the same folder, which tells the machine and the process. What is written under it
+    takes the place of `path`, or goes if that fails."""
+    temporary = path.with_name(f".{path.name}.{MACHINE}-{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise _refusal(path, error) from None
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _refusal(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written: {error.strerror or error}")
-
-
-def _temporary(path: Path) -> Path:
-    """A name in the same folder, which tells the machine and the process that writes there."""
-    return path.with_name(f".{path.name}.{MACHINE}-{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        with suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -181,15 +173,12 @@ def load_if_good(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def check_sources(cache: dict[str, Any], path: Path, prepared_by: str) -> None:
-    """Raises UserError if a file that the cache was made from is there and has changed since."""
+def check_sources(cache: dict[str, Any], task: Task, path: Path, prepared_by: str) -> None:
+    """Raises UserError if a file that the cache was made from is there and has changed since, or if the
+    task's data is there in other files."""
     for source, was in cache["fingerprints"].items():
         if Path(source).is_file() and fingerprint(Path(source)) != was:
             raise UserError(f"{source} has changed since {path} was made. Run: python {prepared_by}")
-
-
-def check_form(cache: dict[str, Any], task: Task, path: Path, prepared_by: str) -> None:
-    """Raises UserError if the task's data is there, but in other files than the cache was made from."""
     paths = task.paths().values()
     others = [source for source in paths if source.as_posix() not in cache["fingerprints"]]
     if others and all(source.is_file() for source in paths):
@@ -232,8 +221,7 @@ def open_task(model: str, task: Task) -> TaskData:
     path, script = path_of(model, task.name), script_of(model, task)
     cache = load(path, script)
     try:
-        check_sources(cache, path, script)
-        check_form(cache, task, path, script)
+        check_sources(cache, task, path, script)
         return _task_data(cache, model, task)
     except (LookupError, TypeError, AttributeError, ValueError):
         again = f"Run: python {script}"
@@ -279,13 +267,13 @@ def _is_sound(examples: Examples, task: Task, vocabulary_size: int) -> bool:
     """Whether lengths add up, ids are in the vocabulary and labels are those of the task."""
     columns, labels = examples.to_columns(), examples.labels
     good = all(column.dim() == 1 and column.dtype == DTYPES[name] for name, column in columns.items())
-    good = good and len(labels) > 0 and _all(labels.isfinite())
+    good = good and len(labels) > 0 and bool(labels.isfinite().all())
     if not task.is_regression:
-        good = good and _all((labels >= 0) & (labels < task.outputs) & (labels % 1 == 0))
+        good = good and bool(((labels >= 0) & (labels < task.outputs) & (labels % 1 == 0)).all())
     good = good and all(_fits(part, len(labels), vocabulary_size) for part in examples.sentences())
     if good and isinstance(examples, BertExamples):
         seconds, lengths = examples.second_starts, examples.lengths
-        good = len(seconds) == len(lengths) and _all((seconds >= 0) & (seconds <= lengths))
+        good = len(seconds) == len(lengths) and bool(((seconds >= 0) & (seconds <= lengths)).all())
     return good
 
 
@@ -293,8 +281,4 @@ def _fits(rows: Ragged, count: int, vocabulary_size: int) -> bool:
     """Whether ragged ids are `count` rows of at least one word each, all in the vocabulary."""
     flat, offsets = rows.flat, rows.offsets
     adds_up = len(rows) == count and int(offsets[0]) == 0 and int(offsets[-1]) == len(flat)
-    return adds_up and _all(rows.lengths > 0) and _all((flat >= 0) & (flat < vocabulary_size))
-
-
-def _all(good: Tensor) -> bool:
-    return bool(good.all())
+    return adds_up and bool((rows.lengths > 0).all() and ((flat >= 0) & (flat < vocabulary_size)).all())

@@ -45,10 +45,6 @@ class Graph(nn.Module):
     keep_first: bool
     margins: list[float] | None = None
 
-    def kept_by(self, kept: Sequence[Tensor] | None) -> list[Tensor]:
-        """Of what the PyTorch model's output says, what the graph gives beside logits."""
-        return [kept[place] for place in self.pruned] if kept else []
-
     def prune(self, tokens: Tokens, scores: Tensor, rate: float, fusion: TokenFusion | None = None) -> Tokens:
         """The tokens that stay, as `Tokens.keep` has them, with sizes left free."""
         length, width = tokens.mask.sum(dim=1), tokens.mask.shape[1]

@@ -55,7 +55,7 @@ class Experiment:
         self.builder, self.data, self.settings, self.seed = builder, builder.data, settings, seed
         self.accelerator, data = accelerator, builder.data
         self.train_examples = batches.subset(data.splits["train"], settings.training_rows)
-        self.dense_arguments = Arguments.of_dense(settings)
+        self.dense_arguments = Arguments(settings.dense_epochs, settings.batch_size, settings.learning_rate)
         self.pruned_arguments = Arguments.of_pruned(settings)
         self.key_fields: dict[str, Any] = {
             "task": data.task.name,
@@ -227,8 +227,12 @@ def calibrate(experiment: Experiment, model: Any, method: Method) -> None:
 
 
 def methods_of(experiment: Experiment) -> list[Method]:
-    """The runs of an experiment, by their methods."""
-    return [DENSE, *experiment.settings.pruning_methods]
+    """The runs of an experiment, by their methods. Of those with one name, in which the same methods prune
+    the same layers, the first."""
+    by_name: dict[str, Method] = {}
+    for method in experiment.settings.pruning_methods:
+        by_name.setdefault(experiment.builder.method_name(method), method)
+    return [DENSE, *by_name.values()]
 
 
 def is_finished(experiment: Experiment, method: Method) -> bool:

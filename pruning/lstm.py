@@ -2,8 +2,8 @@
 
 import copy
 import json
+import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ class LstmBuilder:
     teachers = LSTM_TEACHERS
     special_tokens = ()
     layers = dense_layers = 1
+    most_tokens = sys.maxsize
     pruned_layers = ("the LSTM",)
     sentences = staticmethod(sentences)
-    method_name = staticmethod(str)  # in records and tables
 
     def __init__(self, data: TaskData, settings: LstmSettings):
         self.data, self.rate, self.removed_tokens = data, settings.target_prune_rate, settings.removed_tokens
@@ -62,7 +62,11 @@ class LstmBuilder:
 
     def is_upper_bound(self, method: Any) -> bool:
         """Whether a run cannot be deployed, because a teacher prunes."""
-        return methods.is_teacher(method)
+        return self.rate > 0 and methods.is_teacher(method)
+
+    def method_name(self, method: Any) -> str:
+        """A method's name in records and tables."""
+        return method if self.rate > 0 else methods.NO_PRUNING
 
     def build(self, method: Any, seed: int, state: dict[str, Tensor] | None = None) -> PrunedLstmClassifier:
         """A model for the task: dense for no method; fresh, or from the `state` of a dense one."""
@@ -90,11 +94,8 @@ class LstmBuilder:
 
     def weight_bytes(self, _method: Any) -> int:
         """What the weights of a model take."""
-        return self._dense_bytes
-
-    @cached_property
-    def _dense_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.build(None, 0).state_dict().values())
+        with torch.device("meta"):
+            return sum(tensor.nbytes for tensor in self.build(None, 0).state_dict().values())
 
     def save(self, model: PrunedLstmClassifier, folder: Path) -> None:
         """Writes config.json, the weights and the vocabulary."""

@@ -16,6 +16,7 @@ from pruning.student import StudentPruner
 from pruning.teachers import BERT_TEACHERS, LSTM_TEACHERS
 
 STUDENT = " student"
+NO_PRUNING = "no pruning"  # the name of a run in which nothing is pruned, by whatever method
 
 
 def table_of(pruner_names: Iterable[str], teachers: Iterable[str]) -> dict[str, Callable[..., Pruner]]:

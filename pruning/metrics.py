@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -14,30 +15,12 @@ from pruning.tasks import Task
 QUINTILES = 5
 
 
-def _correlation(correlate: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
-    """A correlation; NaN, without a warning, where predictions or labels are all the same."""
-
-    def metric(labels: np.ndarray, predictions: np.ndarray) -> float:
-        if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-            return math.nan
-        return float(correlate(labels, predictions).statistic)
-
-    return metric
-
-
-def _matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Matthews' correlation; 0, without a warning, where predictions or labels are all the same."""
-    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-        return 0.0
-    return float(sklearn_metrics.matthews_corrcoef(labels, predictions))
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     "accuracy": sklearn_metrics.accuracy_score,
     "f1": partial(sklearn_metrics.f1_score, zero_division=0),
-    "matthews": _matthews,
-    "pearson": _correlation(stats.pearsonr),
-    "spearman": _correlation(stats.spearmanr),
+    "matthews": sklearn_metrics.matthews_corrcoef,
+    "pearson": stats.pearsonr,
+    "spearman": stats.spearmanr,
 }
 
 
@@ -57,7 +40,11 @@ def primary(task: Task, labels: Sequence[float], logits: Tensor) -> float | None
 
 
 def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float | None:
-    value = float(METRICS[name](labels, predictions))
+    """Where labels or predictions are all the same, a correlation of classes is 0, of scores undefined."""
+    if name in ("matthews", "pearson", "spearman") and 0 in (np.ptp(labels), np.ptp(predictions)):
+        return 0.0 if name == "matthews" else None
+    found = METRICS[name](labels, predictions)
+    value = float(getattr(found, "statistic", found))
     return value if math.isfinite(value) else None
 
 
@@ -78,14 +65,13 @@ def paired_differences(
     Returns (draws,), the one's metric less the other's, each the mean over the seeds drawn.
     """
     rng = np.random.default_rng(0)
-    true, metric = np.asarray(labels), METRICS[task.metrics[0]]
-    answers = np.asarray(pairs)  # (seeds, 2, N)
+    true, answers, name = np.asarray(labels), np.asarray(pairs), task.metrics[0]  # answers: (seeds, 2, N)
     differences = np.empty(draws)
     for draw in range(draws):
         rows = rng.integers(len(true), size=len(true))
         chosen = answers[rng.integers(len(answers), size=len(answers))][:, :, rows]
-        values = np.array([[metric(true[rows], part) for part in pair] for pair in chosen])
-        differences[draw] = np.diff(np.nan_to_num(values)[:, ::-1]).mean()  # undefined: no correlation
+        values = [[_metric(name, true[rows], part) or 0.0 for part in pair] for pair in chosen]
+        differences[draw] = np.diff(np.array(values)[:, ::-1]).mean()
     return differences
 
 

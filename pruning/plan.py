@@ -1,8 +1,8 @@
 """The plan of a pass: where the tokens of a batch lie, before and after each removal.
 
 The host knows how many tokens every example has and how many of them stay. So it knows every index but those
-that scores decide: it makes all tables ahead, with NumPy, sends them in one copy, and never asks a GPU for
-anything.
+that scores decide: it makes all tables ahead, with NumPy, and sends them in one copy. Of a GPU it asks only
+the lengths, where a caller gave none, and how many tokens pass a threshold.
 
 Two sentences, "[CLS] a film [SEP]" and "[CLS] dull [SEP]", of which half go (- is padding):
 
@@ -41,8 +41,9 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays on a device, by one copy of all. Each may be changed in place: `.data` parts what autograd knows
-    of them. Each begins at a multiple of 16 bytes: a GPU's attention reads so many of a mask at once."""
+    """Arrays on a device, by one copy of all. Each may be changed in place: `.data` hides from autograd that
+    they share memory. Each begins at a multiple of 16 bytes: a GPU's attention reads so many of a mask at
+    once."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     words = [-(-array.nbytes // ALIGNED) * ALIGNED // 8 for array in arrays]
@@ -62,11 +63,6 @@ def send_tables(tables: Sequence[dict[str, Any]], device: torch.device) -> None:
     sent = iter(send([array for each in tables for array in each.values()], device))
     for each in tables:
         each.update({name: next(sent) for name in each})
-
-
-def keeps_padding(lengths: Sequence[int], width: int, call_cost: int) -> bool:
-    """Whether removing padding costs more than it saves. call_cost: of one call, in tokens."""
-    return len(lengths) * width - sum(lengths) < call_cost * (len(set(lengths)) - 1)
 
 
 class Layout:
@@ -140,8 +136,8 @@ class Step:
             picked          where nothing has to be ranked: the slots that stay, then those that go
             scores          (R · W + 1,) a grid for the scores: ∞ at first tokens, -∞ at padding
             cells           (N,) the cell of each slot's score, the last one for what is not ranked
-            row_starts      for each place of the result (those that stay, those that go, filler) the slot of
-                            column 0 in its row
+            row_starts      for each place of the result (those that stay, padding among them on a grid; those
+                            that go; one for the rest) the slot of column 0 in its row, of padding the last
             destination     (R · W,) the place of each row's best column, its second best, …
             removed_starts  (R,) where those that go begin, of each row
     """
@@ -207,8 +203,8 @@ class LayoutOptions:
         call_cost: of one more call of the attention, in tokens; None: one serves all lengths (varlen).
         unpad: False leaves padding where it is.
         readable: whether removed tokens are still read.
-        filled: if they are, whether rows may be padded to one width; what fills up a row of updated tokens
-            then points at its padding.
+        filled: if they are, whether rows may be padded to one width; where a row updates fewer tokens than
+            another, its own padding is updated too.
     """
 
     device: torch.device
@@ -221,7 +217,8 @@ class LayoutOptions:
         """Whether rows of these lengths are filled up to `width`."""
         if not self.unpad or not min(lengths):
             return True
-        return self.call_cost is not None and keeps_padding(lengths, width, self.call_cost)
+        padding, more_calls = len(lengths) * width - sum(lengths), len(set(lengths)) - 1
+        return self.call_cost is not None and padding < self.call_cost * more_calls
 
 
 class WholeBatch:
@@ -229,7 +226,7 @@ class WholeBatch:
 
     Attributes:
         real: (B, T) bool, its mask on the host.
-        layout, tables: how it lies, and the tables of that on the device.
+        layout, tables: how it lies, and the tables of that, on the host until `send_tables`.
         order: (R,) the example of each row.
         places: (N,) where each slot is in the padded batch, b · T + t; None: in the same place.
         ids: (B, T) or None.

@@ -39,17 +39,19 @@ class Pruner(nn.Module):
     """What a model asks of a pruner."""
 
     zero_at_start: tuple[str, ...] = ()  # tensors that a fresh pruner has at 0 (`from_pretrained` sets them)
-    needs_grid = True  # False: `score` reads positions, ids and states alone, and may get tokens in one row
+    needs_grid = True  # False: `score` reads positions, ids and states alone, and may get them as (N, …)
 
     def __init__(self, config: PrunerConfig):
         super().__init__()
 
     def score(self, tokens: Tokens, layer: Any = None, teacher_scores: Tensor | None = None) -> Tensor:
-        """(B, T) floats, higher = kept; anything at padding.
+        """(B, T) floats, higher = kept; anything at padding. Without `needs_grid` perhaps (N,), of the tokens
+        of all examples end to end.
 
         Args:
-            tokens: with `needs_grid` with `mask` and `positions`; it may lack `states` before an LSTM, `ids`
-                where a BERT is given embeddings, `lengths` and `whole` in a graph for other runtimes.
+            tokens: `positions` are always there, `mask` with `needs_grid`; it may lack `states` before an
+                LSTM, `ids` where a BERT is given embeddings, `lengths` and `whole` in a graph for other
+                runtimes.
             layer: the BertLayer that is next, None before an LSTM.
             teacher_scores: (B, T) of these tokens, where there are any.
         """

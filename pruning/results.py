@@ -104,7 +104,8 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
     def variant(name: str, groups: Sequence[Tensor]) -> Variant:
         model, width = timed[id(models[name])], None
         if "padded" in name:  # at least to the longest sentence; all others as wide as a batch needs
-            width = max(timing.PADDED, *(int(part.lengths.max()) for part in examples.sentences()))
+            padded = min(timing.PADDED, experiment.builder.most_tokens)  # some BERTs read no more than 64
+            width = max(padded, *(int(part.lengths.max()) for part in examples.sentences()))
         inputs = batches.on_device(examples, groups, device, width)
         run = partial(timing.pass_over, model, inputs)
         return Variant(run, sum(map(len, groups)), flops.of(model, inputs))

@@ -1,7 +1,9 @@
 """Which tokens stay: count, choose, gather. What the removed ones leave behind.
 
-Pure functions on tensors, and `Tokens`, which carries a batch from layer to layer. Nothing here knows of a
-model. Shapes: B examples, T positions (padding included), K positions kept, H units.
+Pure functions on tensors, `Tokens`, which carries a batch from layer to layer, and `TokenFusion`, the only
+part with weights. Nothing here knows what kind of model it serves.
+
+Shapes: B examples, T positions (padding included), K positions kept, H units.
 """
 
 from collections.abc import Sequence
@@ -69,7 +71,7 @@ def choose(
         scores: (B, T) floats, higher = kept.
         mask: (B, T) bool, True at real tokens.
         kept: (B,) how many tokens each example keeps, at most its real tokens; None where there is no
-            padding and each keeps `width`.
+            padding, each keeps `width` and none is kept first.
         width: K, the largest of `kept`.
         keep_first: whether the first real token stays whatever its score ([CLS] in BERT).
 
@@ -79,10 +81,7 @@ def choose(
     """
     positions = scores.shape[1]
     if kept is None:
-        scores = scores.float()
-        if keep_first:
-            scores = nn.functional.pad(scores[:, 1:], (1, 0), value=torch.inf)
-        best = scores.argsort(dim=1, descending=True, stable=True)[:, :width]
+        best = scores.float().argsort(dim=1, descending=True, stable=True)[:, :width]
         return best.sort(dim=1).values, mask[:, :width]
     scores = scores.float().masked_fill(~mask, -torch.inf)
     if keep_first:
@@ -177,22 +176,13 @@ class Tokens:
         """(B, T) `positions`, and -1 at padding."""
         return self.positions.masked_fill(~self.mask, -1)
 
-    def keep(
-        self,
-        scores: Tensor,
-        lengths: list[int],
-        keep_first: bool = False,
-        fusion: TokenFusion | None = None,
-    ) -> "Tokens":
-        """The `lengths[b]` best real tokens of example b by `scores` (B, T), in their old order.
-
-        Args:
-            keep_first: the first real token stays whatever its score ([CLS] in BERT).
-            fusion: adds what the removed tokens leave behind to the first token, which has to stay.
-        """
-        alike = self.is_full and len(set(lengths)) == 1
+    def keep(self, scores: Tensor, lengths: list[int], fusion: TokenFusion | None = None) -> "Tokens":
+        """The `lengths[b]` best real tokens of example b by `scores` (B, T), in their old order. fusion: as
+        `take` has it."""
+        alike = self.is_full and len(set(lengths)) == 1 and not self.keeps_first
         kept = None if alike else torch.tensor(lengths, device=scores.device)
-        return self.take(*choose(scores, self.mask, kept, max(lengths), keep_first), lengths, fusion)
+        chosen = choose(scores, self.mask, kept, max(lengths), self.keeps_first)
+        return self.take(*chosen, lengths, fusion)
 
     def take(
         self, indices: Tensor, mask: Tensor, lengths: list[int], fusion: TokenFusion | None = None

@@ -49,11 +49,6 @@ class Arguments:
     word_dropout: float = 0.15  # share of the words that a copy lacks
 
     @classmethod
-    def of_dense(cls, settings: Any) -> "Arguments":
-        """How a dense model is trained, by a script's settings."""
-        return cls(settings.dense_epochs, settings.batch_size, settings.learning_rate)
-
-    @classmethod
     def of_pruned(cls, settings: Any) -> "Arguments":
         """How a pruned model is trained, by those of these names that a script has."""
         names = [field.name for field in fields(cls) if hasattr(settings, field.name)]

@@ -16,14 +16,15 @@ from pruning.plan import Groups, Layout, groups_of
 class Unpadding:
     """How the tokens of a padded batch (B, T) lie while layers work on them.
 
-    In a flat tensor (N, H). Either padding stays (`index` is None), or only real tokens are left and longer
-    sequences come first, so that sequences of one length are neighbours.
+    In a flat tensor (N, H). Either padding stays, or only real tokens are left and longer sequences come
+    first, so that sequences of one length are neighbours.
 
     Attributes:
         shape: (B, T) of the batch, where padding stays.
         groups: neighbours of one length: (how many sequences, tokens of each, of them updated).
         first: (B,) int64, the first real token of each sequence as it lies now.
-        index: (N,) int64, each flat token's place in the padded batch, b · T + t.
+        index: (N,) int64, each flat token's place in the padded batch, b · T + t; None where padding stays,
+            or tokens were removed.
         back: (B,) int64, which flat sequence is the b-th of the batch; None: they lie in its order.
         mask: (B, 1, 1, T) for the attention, 0 at real tokens and -∞ elsewhere (of booleans it would make
             numbers in each layer), or in a traced graph bool, True at real tokens; None without padding.

@@ -57,43 +57,32 @@ removed_tokens = "readable"
 evaluation_batch_size = 64
 bootstrap_draws = 500
 
+HEAD = {"pruning_methods": ["head"]}  # [CLS] alone, and nothing pruned, need no rule
+HALF = {"layers": 6, "pruning_schedule": [0, 0.5, 0, 0, 0, 0]}
 # Budget → line → the settings that it changes, for a BERT of 12 layers. The first of a budget is the recipe.
-# A cut BERT has a budget's FLOPs; five layers have its speed at a third
+# A cut BERT has a budget's FLOPs; five layers are there for their speed at a third
 lines = {
     "half": {
-        "5 whole layers, then [CLS]": {
-            "pruning_schedule": [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
-            "pruning_methods": ["head"],
-        },
-        "first 6 layers": {"layers": 6, "pruning_schedule": [0] * 6, "pruning_methods": ["head"]},
+        "5 whole layers, then [CLS]": {"pruning_schedule": [0] * 5 + [1] + [0] * 6, **HEAD},
+        "first 6 layers": {"layers": 6, "pruning_schedule": [0] * 6, **HEAD},
     },
     "third": {
-        "6 layers, half updated": {"layers": 6, "pruning_schedule": [0, 0.5, 0, 0, 0, 0]},
-        "3 whole layers, then [CLS]": {
-            "pruning_schedule": [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
-            "pruning_methods": ["head"],
-        },
-        "first 4 layers": {"layers": 4, "pruning_schedule": [0] * 4, "pruning_methods": ["head"]},
-        "first 5 layers": {"layers": 5, "pruning_schedule": [0] * 5, "pruning_methods": ["head"]},
+        "6 layers, half updated": HALF,
+        "3 whole layers, then [CLS]": {"pruning_schedule": [0] * 3 + [1] + [0] * 8, **HEAD},
+        "first 4 layers": {"layers": 4, "pruning_schedule": [0] * 4, **HEAD},
+        "first 5 layers": {"layers": 5, "pruning_schedule": [0] * 5, **HEAD},
         **{
-            f"6 layers, half updated, {rule}": {
-                "layers": 6,
-                "pruning_schedule": [0, 0.5, 0, 0, 0, 0],
-                "pruning_methods": [rule],
-            }
+            f"6 layers, half updated, {rule}": HALF | {"pruning_methods": [rule]}
             for rule in ("column mean", "column mean threshold", "random")
         },
     },
     "fifth": {
         "5 layers, 40% updated": {"layers": 5, "pruning_schedule": [0, 0.6, 0, 0, 0]},
-        "2 whole layers, then [CLS]": {
-            "pruning_schedule": [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            "pruning_methods": ["head"],
-        },
-        "first 3 layers": {"layers": 3, "pruning_schedule": [0] * 3, "pruning_methods": ["head"]},
+        "2 whole layers, then [CLS]": {"pruning_schedule": [0] * 2 + [1] + [0] * 9, **HEAD},
+        "first 3 layers": {"layers": 3, "pruning_schedule": [0] * 3, **HEAD},
     },
 }
-# What a line does not change. [CLS] alone needs no rule: "head" keeps it
+# What a line does not change
 pruning_methods = ["ideal gradients student"]
 pruning_schedule = "third"
 layers = None
@@ -128,10 +117,6 @@ class Piece(NamedTuple):
     def is_dense(self) -> bool:
         """Whether it is the dense model that the lines start from."""
         return self.name == DENSE and self.budget != GRID
-
-    @property
-    def is_line(self) -> bool:
-        return self.budget not in ("", GRID)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -283,7 +268,7 @@ def counted(experiment: Experiment, model: Any) -> int:
 def timed(pieces: list[Piece]) -> Record:
     """The lines of one task and seed beside each other, by the clock: a record, read or made and written.
     Weights are the dense model's, for the clock does not see training; thresholds are set as after it."""
-    experiment, lines = pieces[0].experiment, [piece for piece in pieces if piece.is_line]
+    experiment, lines = pieces[0].experiment, [p for p in pieces if p.budget not in ("", GRID)]
     fields = experiment.key_fields | {"method": CLOCK, "lines": [piece.fields for piece in lines]}
     fields |= {"device": devices.device_name(experiment.accelerator.device), "on": records.processor()}
     record = records.read(records.folder_of(STUDY, fields))

@@ -225,7 +225,7 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
         rows.append([*what, *cells_by_task(answers, tasks), changes.get(name_of(line), ""), *held_out])
     metrics = [f"{task} {GLUE[task].metrics[0]}" for task in tasks]
     shares = ["token-layers", "FLOPs"] if with_flops else ["token-layers"]
-    header = ["method", "schedule", "seeds", *shares, *metrics, "mean"]
+    header = ["method", "budget", "seeds", *shares, *metrics, "mean"]
     return [*header, f"against “{name_of(best)}”", *(["held-out mean"] if with_held_out else [])], rows
 
 

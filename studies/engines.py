@@ -272,31 +272,23 @@ def random_models(chosen: EngineSettings) -> Builders:
     berts = Berts.build(chosen.bert_shape, CPU, torch.float32)
     models: Builders = {DENSE: lambda: berts.dense}
     depth = berts.config.num_hidden_layers
-    for layers, whole in [*((depth, whole) for whole in chosen.whole_layers), *chosen.cuts]:
-        steps = [] if whole is None else [(whole / layers, 1.0)]
-        models[name_of(layers, depth, whole)] = partial(berts.pruned, steps, "head", "readable", layers)
-    for rates in chosen.recipes:
+    shapes = [*((depth, whole) for whole in chosen.whole_layers), *chosen.cuts]
+    lists = [([float(layer == whole) for layer in range(layers)], "head") for layers, whole in shapes]
+    for rates, method in [*lists, *((rates, RECIPE) for rates in chosen.recipes)]:
         steps = [(layer / len(rates), rate) for layer, rate in enumerate(rates)]
-        models[name_of_rates(rates, depth)] = partial(berts.pruned, steps, RECIPE, "readable", len(rates))
+        models[name_of(rates, depth)] = partial(berts.pruned, steps, method, "readable", len(rates))
     for name, steps in chosen.schedules.items():
         models[f"{name}, {RECIPE}"] = partial(berts.pruned, steps, RECIPE)
     return models
 
 
-def name_of(layers: int, depth: int, whole: int | None) -> str:
-    """whole: layers after which [CLS] goes on alone; None for all of them."""
-    parts = [f"cut to {layers}"] if layers < depth else []
-    parts += [] if whole is None else [f"{whole} whole"]
-    return ", ".join(parts) or DENSE
-
-
-def name_of_rates(rates: Sequence[float], depth: int) -> str:
-    """rates: one for each layer."""
+def name_of(rates: Sequence[float], depth: int) -> str:
+    """rates: one for each layer; behind a single one of 1 [CLS] goes on alone. depth: of the whole BERT."""
     pruned = {layer: rate for layer, rate in enumerate(rates) if rate > 0}
-    if [*pruned.values()] in ([], [1]):
-        return name_of(len(rates), depth, next(iter(pruned), None))
     steps = [f"{rate:g} before layer {layer}" for layer, rate in pruned.items()]
-    return ", ".join([f"cut to {len(rates)}"] * (len(rates) < depth) + steps)
+    if [*pruned.values()] == [1]:
+        steps = [f"{layer} whole" for layer in pruned]
+    return ", ".join([f"cut to {len(rates)}"] * (len(rates) < depth) + steps) or DENSE
 
 
 def trained_models(task: str) -> Builders:
@@ -306,7 +298,7 @@ def trained_models(task: str) -> Builders:
     depth = max((config["num_hidden_layers"] for config in configs), default=0)
     models: Builders = {}
     for path, config in zip(paths, configs, strict=True):
-        name = name_of_rates(config.get("pruning_schedule") or [0] * config["num_hidden_layers"], depth)
+        name = name_of(config.get("pruning_schedule") or [0] * config["num_hidden_layers"], depth)
         models.setdefault(name, partial(lambda folder: saved.load(folder).model, path.parent))
     return models
 

@@ -71,20 +71,15 @@ class Supernet:
     def clock(self, chosen: Sequence[Schedule]) -> list[float]:
         """Speed-ups against stock transformers, all taking turns on the same sentences."""
         stock, ours = self.timed
+        device, passes = self.experiment.accelerator.device, self.experiment.settings.timing_passes
 
         def run(schedule: Schedule) -> None:
             ours.bert.encoder.schedule = list(schedule)
             timing.pass_over(ours, self.inputs)
 
-        runs = {STOCK: partial(timing.pass_over, stock, self.inputs)}
-        runs |= {str(schedule): partial(run, schedule) for schedule in chosen}
-        rows = timing.measure(
-            {name: timing.Variant(each, 1) for name, each in runs.items()},
-            fair=[STOCK],
-            dense=STOCK,
-            device=self.experiment.accelerator.device,
-            passes=self.experiment.settings.timing_passes,
-        )
+        variants = {STOCK: timing.Variant(partial(timing.pass_over, stock, self.inputs), 1)}
+        variants |= {str(schedule): timing.Variant(partial(run, schedule), 1) for schedule in chosen}
+        rows = timing.measure(variants, fair=[STOCK], dense=STOCK, device=device, passes=passes)
         return [rows[str(schedule)]["speedup"] for schedule in chosen]
 
     def learn_costs(self, chosen: Sequence[Schedule]) -> None:

@@ -126,15 +126,19 @@ def write_vocabulary(path: Path) -> None:
 
 def make_world(folder: Path) -> None:
     """The four names in `folder`, a vocabulary and a tiny BERT."""
-    from transformers import BertConfig, BertModel
-
     for name in ("data", "bert", "cache", "records"):
         (folder / name).mkdir()
     write_vocabulary(folder / "bert" / "vocab.txt")
-    (folder / "bert" / "config.json").write_text(json.dumps(tiny_config()))
+    write_bert(folder / "bert")
+
+
+def write_bert(folder: Path, **changes) -> None:
+    """A tiny BERT: configuration and weights."""
+    from transformers import BertConfig, BertModel
+
+    (folder / "config.json").write_text(json.dumps(tiny_config(**changes)))
     torch.manual_seed(0)
-    model = BertModel(BertConfig(**tiny_config()))
-    torch.save(model.state_dict(), folder / "bert" / "pytorch_model.bin")
+    torch.save(BertModel(BertConfig(**tiny_config(**changes))).state_dict(), folder / "pytorch_model.bin")
 
 
 def write_data(data: Path) -> None:

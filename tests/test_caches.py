@@ -284,12 +284,13 @@ def test_a_changed_source_makes_a_cache_stale(tmp_path):
     source = tmp_path / "s"
     source.write_text("one")
     cache = content(fingerprints={source.as_posix(): caches.fingerprint(source)})
-    caches.check_sources(cache, tmp_path / "x.pt", "Prepare.py")
+    made = cache, GLUE["mrpc"], tmp_path / "x.pt", "Prepare.py"
+    caches.check_sources(*made)
     source.write_text("two")
     with pytest.raises(UserError, match=r"has changed since .*x\.pt was made\. Run: python Prepare\.py"):
-        caches.check_sources(cache, tmp_path / "x.pt", "Prepare.py")
+        caches.check_sources(*made)
     source.unlink()
-    caches.check_sources(cache, tmp_path / "x.pt", "Prepare.py")  # data may be deleted, caches stay good
+    caches.check_sources(*made)  # data may be deleted, caches stay good
 
 
 def test_data_in_other_files_makes_a_cache_stale(in_tmp):

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForPreTraining, BertModel
 
 import ConvertBert4Torch
 from pruning import tensorflow_names
+from pruning.bert import Pretrained
 from pruning.errors import UserError
 
 CONFIG = tiny_config(vocab_size=37, num_hidden_layers=2, intermediate_size=80)
@@ -352,6 +353,24 @@ def test_other_weights_that_would_be_read_instead(checkpoint, world):
     assert (world / "cache/pytorch_model.bin").is_file()
     ConvertBert4Torch.main(["--pytorch_dump_path", "elsewhere.bin"])
     ConvertBert4Torch.main(["--pytorch_dump_path", "bert/pytorch_model.bin"])
+
+
+def test_weights_of_another_checkpoint_are_noticed(checkpoint, world):
+    ConvertBert4Torch.main([])
+    assert Pretrained.read().layers == 2
+    write({name: values + (values.dtype == np.float32) for name, values in checkpoint.items()})
+    changed = (
+        r"^cache/pytorch_model\.bin was converted from another checkpoint than bert/model\.ckpt\.index\. Run"
+    )
+    with pytest.raises(UserError, match=changed):
+        Pretrained.read()
+    ConvertBert4Torch.main([])
+    assert Pretrained.read().layers == 2
+    write(checkpoint, "bert/older.ckpt")  # beside it
+    assert Pretrained.read().layers == 2
+    (world / "cache/pytorch_model.bin.source").unlink()  # weights from elsewhere
+    write(checkpoint)
+    assert Pretrained.read().layers == 2
 
 
 def test_a_place_where_nothing_can_be_written(checkpoint, world):

@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import build
+from test_selection import WithCls
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertForSequenceClassification
 
 from pruning import layers
 from pruning.layers import FastPaths
 from pruning.plan import LayoutOptions
-from pruning.selection import Tokens
 from pruning.tokens import FlatTokens
 
 OFF = FastPaths(**{field.name: False for field in fields(FastPaths)})
@@ -167,13 +167,13 @@ def test_what_is_read_and_what_is_updated():
 def test_flat_tokens_stay_as_padded_ones_do(call_cost):
     """Scores with ties; what a pruner keeps beyond the plan is planned when it is known."""
     mask = torch.arange(9) < torch.tensor([4, 9, 2, 1, 6])[:, None]
-    padded = Tokens.start(torch.arange(45.0).view(5, 9, 1), mask, torch.arange(45).view(5, 9))
+    padded = WithCls.start(torch.arange(45.0).view(5, 9, 1), mask, torch.arange(45).view(5, 9))
     flat = flat_tokens(mask, call_cost, rates=[0.5, 0.5])
     for lengths in ([2, 5, 1, 1, 3], [2, 4, 1, 1, 1], [1, 1, 1, 1, 1]):
         scores = torch.randint(0, 3, (45,)).float()
         order = flat.trail.whole.order
         flat = flat.keep(scores[flat.ids], [lengths[row] for row in order])
-        padded = padded.keep(scores[padded.ids], lengths, keep_first=True)
+        padded = padded.keep(scores[padded.ids], lengths)
         assert torch.equal(flat.trail.kept, padded.kept_positions())
         assert torch.equal(flat.in_batch(), padded.states * padded.mask[..., None])
 

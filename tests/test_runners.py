@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ROOT, sentence, write_task
+from conftest import ROOT, sentence, write_bert, write_task
 from running import BERT, LSTM, experiment, files, found, runner
 
 import PrepareAgnews4Lstm
@@ -126,7 +126,7 @@ def test_a_pruned_model_may_have_the_first_layers_alone(bert, full_world):
     bert(layers=2, pruning_schedule=[0, 0.5], pruning_methods=["ideal gradients student"])
     bert(layers=2, pruning_schedule=[0, 0], pruning_methods=["head"])
     bert(pruning_methods=[])
-    cut, whole = (found("BERT")[method]["splits"]["dev"] for method in ("head", "dense"))
+    cut, whole = (found("BERT")[method]["splits"]["dev"] for method in ("no pruning", "dense"))
     assert cut["tokens_by_layer"] == whole["tokens_by_layer"][:2]
     assert cut["token_layers_kept"] == pytest.approx(2 / 3)
     pruned = found("BERT")["ideal gradients student"]
@@ -318,6 +318,38 @@ def test_a_rate_of_0_has_one_key_however_it_is_written(bert):
     assert experiment(pruning_schedule=[0, 0, 0]).builder.method_name(["head"] * 3) == "no pruning"
 
 
+def test_where_nothing_is_pruned_all_methods_are_one_run(bert, lstm):
+    """A BERT that is only cut is no result of a method, and a teacher that never prunes no upper bound."""
+    bert(pruning_methods=["ideal gradients", "head", ["tail"] * 2], pruning_schedule=[0, 0], layers=2)
+    lstm(pruning_methods=["lstm", "random"], target_prune_rate=0)
+    for model in ("BERT", "LSTM"):
+        runs = [r for r in records.read_all(model) if r["method"] not in ("dense", "bag of words")]
+        assert [run["method"] for run in runs] == ["no pruning"]
+        assert not runs[0]["untimed"] and runs[0]["timings"]["pruned"]["speedup"] > 0
+
+
+def test_lists_that_differ_only_where_nothing_is_pruned_are_one_run(bert):
+    first, *others = ["tail", "head", "random"], ["head", "head", "random"], ["tail", "tail", "random"]
+    bert(pruning_methods=[first, *others], pruning_schedule=[0, 0.5, 0.5])
+    assert set(found("BERT")) == {"dense", "head + random", "tail + random"}
+
+
+def test_a_bert_that_reads_64_tokens_is_timed_padded_to_64(full_world, monkeypatch):
+    write_bert(full_world / "bert", max_position_embeddings=64)
+    monkeypatch.setattr(PrepareGlue4Bert, "max_length", 64)
+    PrepareGlue4Bert.main()
+    runner(RunBert4Glue, BERT, monkeypatch)()
+    assert found("BERT")["head"]["timings"]["dense, padded to 128"]["ms"] > 0
+
+
+def test_a_vocabulary_larger_than_the_bert_s(bert, full_world):
+    write_bert(full_world / "bert", vocab_size=20)
+    with pytest.raises(
+        UserError, match=r"bert/vocab\.txt has \d+ words .* BERT in bert/ 20: .* its own vocab"
+    ):
+        bert()
+
+
 def test_without_methods_the_dense_model_alone_is_trained(bert, capsys):
     bert(pruning_methods=[])
     assert set(found("BERT")) == {"dense"}
@@ -464,7 +496,7 @@ def test_settings_at_the_edge_of_their_range_run(bert, lstm, rate, kept):
     lstm(**EDGE, target_prune_rate=rate)
     for model in ("BERT", "LSTM"):
         pruned = [r for r in records.read_all(model) if r["method"] not in ("dense", "bag of words")]
-        assert len(pruned) == (2 if model == "BERT" else 1)
+        assert len(pruned) == (2 if model == "BERT" and rate else 1)
         for record in pruned:
             split = record["splits"]["dev"]
             assert split["token_layers_kept"] == pytest.approx(kept, abs=0.03 if rate else 0)

@@ -9,6 +9,10 @@ import torch
 from pruning import selection
 
 
+class WithCls(selection.Tokens):
+    keeps_first = True
+
+
 @pytest.mark.parametrize("rate", [0, 0.1, 0.29, 0.3, 1 / 3, 0.5, 0.7, 0.9, 0.999, 1])
 def test_counts_follow_the_formula(rate):
     exact = Fraction(rate).limit_denominator(10**6)
@@ -87,7 +91,7 @@ def test_gather_takes_what_is_aligned():
 def test_an_example_without_a_token_keeps_none_and_the_others_keep_theirs():
     mask = torch.tensor([[False] * 3, [True] * 3])
     tokens = selection.Tokens.start(torch.ones(2, 3, 1), mask, None)
-    kept = tokens.keep(torch.tensor([[3.0, 2, 1], [1.0, 2, 3]]), [0, 2], keep_first=False)
+    kept = tokens.keep(torch.tensor([[3.0, 2, 1], [1.0, 2, 3]]), [0, 2])
     assert kept.kept_positions().tolist() == [[-1, -1], [1, 2]]
     assert kept.lengths == [0, 2] and not kept.is_full
 
@@ -95,10 +99,10 @@ def test_an_example_without_a_token_keeps_none_and_the_others_keep_theirs():
 def test_all_that_is_aligned_with_the_tokens_goes_with_them():
     mask = torch.tensor([[False, True, True, True, True], [True, True, True, False, False]])
     ids = torch.tensor([[0, 11, 12, 13, 14], [21, 22, 23, 0, 0]])
-    tokens = selection.Tokens.start(ids[..., None].float(), mask, ids)
+    tokens = WithCls.start(ids[..., None].float(), mask, ids)
     assert tokens.positions[mask].tolist() == [0, 1, 2, 3, 0, 1, 2]
     scores = torch.tensor([[9.0, 0, 1, 3, 2], [0.0, 1, 2, 9, 9]])
-    kept = tokens.keep(scores, [3, 2], keep_first=True)
+    kept = tokens.keep(scores, [3, 2])
     assert kept.ids[kept.mask].tolist() == [11, 13, 14, 21, 23]
     assert kept.states[kept.mask].flatten().tolist() == [11, 13, 14, 21, 23]
     assert kept.kept_positions().tolist() == [[0, 2, 3], [0, 2, -1]]
@@ -111,9 +115,9 @@ def test_removed_tokens_reach_the_first_one_as_their_mean_through_a_matrix():
     fusion.weight.data = torch.tensor([[0.0, 1.0], [10.0, 0.0]])
     states = torch.tensor([[[1.0, 2], [3, 4], [5, 6], [7, 8]], [[1, 2], [3, 4], [0, 0], [0, 0]]])
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    tokens = selection.Tokens.start(states, mask, None)
+    tokens = WithCls.start(states, mask, None)
     scores = torch.tensor([[0.0, 1, 0, 0], [0.0, 1, 9, 9]])
-    kept = tokens.keep(scores, [2, 2], keep_first=True, fusion=fusion)
+    kept = tokens.keep(scores, [2, 2], fusion=fusion)
     assert kept.states[0].tolist() == [[1 + 7, 2 + 60], [3, 4]]  # of (5, 6) and (7, 8) the mean is (6, 7)
     assert kept.states[1].tolist() == [[1, 2], [3, 4]]  # nothing was removed
     assert tokens.states is states and states[0, 0].tolist() == [1, 2]
@@ -129,11 +133,8 @@ def test_schedules_that_do_not_fit_are_refused(schedule, message):
         selection.check_schedule(schedule, 3)
 
 
-@pytest.mark.parametrize("keep_first", [False, True])
-def test_without_padding_nothing_needs_to_be_counted(keep_first):
+def test_without_padding_nothing_needs_to_be_counted():
     scores = torch.randint(0, 6, (50, 12)).float()  # many of them equal
     mask = torch.ones(50, 12).bool()
-    short, full = (
-        selection.choose(scores, mask, kept, 5, keep_first) for kept in (None, torch.full((50,), 5))
-    )
+    short, full = (selection.choose(scores, mask, kept, 5, False) for kept in (None, torch.full((50,), 5)))
     assert torch.equal(short[0], full[0]) and torch.equal(short[1], full[1])
