@@ -18,8 +18,9 @@ from pruning.selection import Tokens
 from pruning.student import StudentPruner
 
 # PyTorch's fused LSTM is the slower one on a CPU up to so many words, or from so many sentences on (AMD EPYC,
-# two threads, fused ÷ steps: 1 sentence of 10 words 1.25, of 20 words 0.81; 32 of 37 words 0.91; 256 1.33).
-FEW_STEPS, MANY_ROWS = 10, 32
+# two threads, fused ÷ steps: 1 sentence of 4 words 1.1, of 6 words 1.0, of 10 words 0.7, of 20 words 0.5; 37
+# words: 32 sentences 0.9, 64 1.0, 256 1.1. One thread: 1 sentence of 10 words 1.2, of 20 words 1.0).
+FEW_STEPS, MANY_ROWS = 6, 32
 
 
 def read_fast(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
