@@ -13,8 +13,8 @@ from pruning.pruners import Pruner, PrunerConfig
 from pruning.selection import Tokens
 
 # Up to so many words a student does without `embedding_bag` and oneDNN's GELU, whose calls take longer (AMD
-# EPYC, two threads, µs with them and without: 37 words 139 and 74, 2,368 words 245 and 197, 9,472 words 417 and
-# 569).
+# EPYC, two threads, with them and without: 37 words 139 and 74 µs, 2,368 words 245 and 197, 9,472 words 417
+# and 569).
 FEW_WORDS = 4_000
 
 
