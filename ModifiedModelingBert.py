@@ -8,7 +8,7 @@ Modifications of transformers 5.23, class by class:
 
     PrunedBertConfig                     a model_type and four fields more, saved in config.json
     PrunedBertEncoder.forward            the loop over the layers, on flat tokens (`pruning.tokens`): before
-                                         one with a pruner they are scored, chosen and gathered; layers
+                                         a layer with a pruner, tokens are scored, chosen, gathered; layers
                                          between two pruners run on the fast paths of `pruning.layers`
     PrunedBertModel.forward              hands the encoder the token ids and the 2-D mask
     PrunedBertModel.set_input_embeddings also tells the pruners how many words there are

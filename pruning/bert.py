@@ -202,8 +202,8 @@ def stock_copy(dense: Any) -> BertForSequenceClassification:
 
 
 def own_copy(state: State) -> dict[str, Tensor]:
-    """`from_pretrained` makes the tensors it is handed the model's parameters, without copying them: a model
-    trained from another's would train that one too."""
+    """A copy for `from_pretrained`, which takes the tensors that it is given as parameters, without copying
+    them: to train the new model would change the old one too."""
     return {name: tensor.clone() for name, tensor in state.items()}
 
 

@@ -95,8 +95,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
-    """Yields a name in the same folder, which tells the machine and the process. What is written under it
-    takes the place of `path`, or goes if that fails."""
+    """Yields a temporary name in the same folder, made of machine and process. What is written under it
+    takes the place of `path`, or is deleted if that fails."""
     temporary = path.with_name(f".{path.name}.{MACHINE}-{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

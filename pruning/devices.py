@@ -38,7 +38,7 @@ def find_device() -> torch.device:
     state = PartialState(cpu=cpu, timeout=timedelta(days=30))  # others wait while one waits for a claim
     check_build(state.device)
     torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32, in an LSTM too
-    torch.backends.cuda.enable_cudnn_sdp(False)  # nor in stock's layers: see `layers.run_layers`
+    torch.backends.cuda.enable_cudnn_sdp(False)  # off for the stock layers too: see `layers.run_layers`
     return state.device
 
 

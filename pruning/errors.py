@@ -24,8 +24,8 @@ class UserError(SystemExit):
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main. A fault of the project's own keeps its traceback.
 
-    Exit status 1 and a sentence for a UserError and for a file that the system refuses, 130 for Ctrl-C, 1
-    without a word for a reader of the output that is gone.
+    Exit status 1 with a sentence for a UserError and for a file that the system refuses, 130 for Ctrl-C, 1
+    without a message when the reader of the output is gone (a broken pipe).
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not

@@ -80,7 +80,7 @@ def export(model: Any, path: Path) -> None:
 
 
 def _fold_weights(model: Any) -> None:
-    """Stores weights as they are multiplied, by head where they are: torch folds small constants alone."""
+    """Stores weights as they are multiplied (some by head): torch itself folds only small constants."""
     from onnxscript import optimizer
 
     limit = max(value.const_value.nbytes for value in model.graph.initializers.values())
@@ -97,8 +97,8 @@ def _stable_sort(scores: Any, stable: bool | None = None, dim: int = -1, descend
 
 
 def _attention(query: Any, key: Any, value: Any, attn_mask: Any, *_: Any, scale: float, **others: Any) -> Any:
-    """Attention with a mask, True at what is read, of which each example has something: torch's own
-    translation takes nine operators more to do without the latter."""
+    """Attention with a mask, True at what is read; each example has a True. Torch's own translation, which
+    does not rely on that, takes nine operators more."""
     from onnxscript import opset18 as operators
 
     lowest = np.finfo(np.float32).min.item()
@@ -130,8 +130,8 @@ def quantize(path: Path, quantized: Path) -> None:
     """Writes `path` again with int8 weights in matrix products and LSTMs, one scale for each output;
     activations get theirs as they come (dynamic).
 
-    Weights take 7 bits: with 8, processors without VNNI overflow, and a file may be served by another than
-    made it. In fp32 stay embeddings, and the weights of pruners, which cost little and decide much.
+    Weights take 7 bits: with 8, processors without VNNI overflow, and a file may be served elsewhere than it
+    was made. Embeddings, and the weights of pruners, which cost little and decide much, stay in fp32.
     """
     import onnx
     from onnxruntime.quantization import quantize_dynamic

@@ -1,7 +1,7 @@
 """Our classifiers as graphs for other runtimes, batch and length left free: what `export` traces.
 
-Padding, on the right, stays, and no data is asked for: the more tokens an example has, the more of them stay,
-so that a batch padded to T is cut to what T tokens leave. Everything behind works on those shorter tensors.
+Padding stays, on the right, and no size depends on the data: a longer example never keeps fewer tokens, so a
+batch padded to T is cut to the number that stays of T tokens. All later layers work on the shorter tensors.
 The rest is the PyTorch model's own code.
 
 Shapes: B examples, T positions, K positions kept, H units.

@@ -227,8 +227,8 @@ def calibrate(experiment: Experiment, model: Any, method: Method) -> None:
 
 
 def methods_of(experiment: Experiment) -> list[Method]:
-    """The runs of an experiment, by their methods. Of those with one name, in which the same methods prune
-    the same layers, the first."""
+    """The methods of an experiment's runs. Of several with one name, which prune the same layers by the same
+    pruners, only the first."""
     by_name: dict[str, Method] = {}
     for method in experiment.settings.pruning_methods:
         by_name.setdefault(experiment.builder.method_name(method), method)

@@ -31,8 +31,8 @@ from pruning.tokens import FlatTokens
 from pruning.unpadding import Unpadding
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
-# tokens and faster for one to three, but takes up to twice as long for so many as these, and reads the
-# inner layer again for GELU, which pays for many tokens only where there is AVX-512 (studies/LOG.md).
+# tokens and faster for one to three, but takes up to twice as long for FEW_TOKENS, and reads the inner layer
+# again for GELU: avoiding that pays for many tokens only where there is AVX-512 (studies/LOG.md).
 FEW_TOKENS = range(4, 50)
 AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 ONEDNN = "AVX" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -280,9 +280,9 @@ def may_absorb(attention: BertSelfAttention) -> bool:
 def absorbing_pays(
     hidden: int, heads: int, groups: Sequence[tuple[int, int, int]], device: str = "cpu"
 ) -> bool:
-    """Whether it takes a layer fewer products, for `Unpadding.groups` with n tokens of which q are updated:
-    2qH² + 2hqnH for h heads, not 2nH² + 2qnH, so many fewer that slower ones pay. Where calls are dear it has
-    to save what its own cost, too (a layer's products for a token are 12H²)."""
+    """Whether absorbing is faster, for `Unpadding.groups` with n tokens of which q are updated: it takes
+    2qH² + 2hqnH for h heads, not 2nH² + 2qnH, but slower products (BY_HEAD). Where calls are dear, it has to
+    save the cost of its own calls, too (a layer's products for a token are 12H²)."""
     by_absorbing = BY_HEAD * sum(rows * q * (hidden + heads * n) for rows, n, q in groups)
     if calls_are_dear(device):
         by_absorbing += len(groups) * CALLS_TO_ABSORB * TOKENS_PER_DEAR_CALL * 6 * hidden

@@ -1,4 +1,4 @@
-"""How the LSTM classifier evaluates: no work that padding, or words that go, would need.
+"""How the LSTM classifier evaluates: without any work for padding, or for words that go.
 
 It reads tables of words: what each adds to the LSTM's gates (`recurrence`), to the student's inner layer
 (`StudentPruner.fold`) and to what is left behind, so no embedding is multiplied.
@@ -17,10 +17,10 @@ from pruning.recurrence import DerivedTensors
 from pruning.selection import Tokens
 from pruning.student import StudentPruner
 
-# PyTorch's fused LSTM is the slower one on a CPU up to so many words, or from so many sentences on (AMD EPYC,
-# two threads, fused ÷ steps: 1 sentence of 4 words 1.1, of 6 words 1.0, of 10 words 0.7, of 20 words 0.5; 37
-# words: 32 sentences 0.9, 64 1.0, 256 1.1. One thread: 1 sentence of 10 words 1.2, of 20 words 1.0).
-FEW_STEPS, MANY_ROWS = 6, 32
+# On a CPU PyTorch's fused LSTM is slower up to so many words, or from so many sentences for each word on (AMD
+# EPYC, two threads, fused ÷ steps: 1 sentence of 4, 6 and 10 words 1.1, 1.0 and 0.7; 16 of 10 words 1.0; 32 of
+# 10, 20 and 37 words 1.2, 1.05 and 0.9; 64 of 37 words 1.0. One thread: 1 sentence of 10 words 1.2).
+FEW_STEPS, ROWS_A_WORD = 6, 1.5
 
 
 def read_fast(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def left_behind(model: Any, ids: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
 
 def takes_steps(model: Any, rows: int, words: int) -> bool:
     """Whether evaluation takes single steps, for `rows` sentences of up to `words` words."""
-    pays = words <= FEW_STEPS or (rows >= MANY_ROWS and model.reads_tables)
+    pays = words <= FEW_STEPS or (rows >= ROWS_A_WORD * words and model.reads_tables)
     return pays and model.fast and not model.packed and model.embedding.weight.device.type == "cpu"
 
 

@@ -136,8 +136,8 @@ class Step:
             picked          where nothing has to be ranked: the slots that stay, then those that go
             scores          (R · W + 1,) a grid for the scores: ∞ at first tokens, -∞ at padding
             cells           (N,) the cell of each slot's score, the last one for what is not ranked
-            row_starts      for each place of the result (those that stay, padding among them on a grid; those
-                            that go; one for the rest) the slot of column 0 in its row, of padding the last
+            row_starts      for each place of the result (tokens that stay, with padding on a grid; those that
+                            go; one for the rest): the slot of column 0 in its row, at padding the last slot
             destination     (R · W,) the place of each row's best column, its second best, …
             removed_starts  (R,) where those that go begin, of each row
     """

@@ -55,8 +55,8 @@ class DerivedTensors:
 class Recurrence(nn.LSTM):
     """PyTorch's LSTM of one layer, and at evaluation on a CPU the same by its equations, step by step.
 
-    PyTorch's fused LSTM puts its weights in order in every call, and multiplies a word wherever it stands.
-    Here a table has what each word adds to the gates, embedding · W_ihᵀ and both biases, exact to rounding,
+    PyTorch's fused LSTM rearranges its weights in every call, and multiplies each occurrence of a word.
+    Here one table has what each word adds to the gates, embedding · W_ihᵀ and both biases, exact to rounding,
     and another what the first step makes of it. Each further step is one product, of the states with W_hh.
 
     The tables take V · 6H numbers (30,000 words of 300 units in fp32: 216 MB, of which 144 MB are gates) and,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 # Found for removed tokens that are fused, by `Task.kind`. Counts are rounded down before every layer, so
-# short sentences keep more than a list says: GLUE's pairs what its name says, CoLA's sentences 2 to 5 points
-# more. How these and the next were found: studies/ACCURACY.md.
+# short sentences keep more than a list says: GLUE's pairs keep what the name of the list says, CoLA's
+# sentences 2 to 5 points more. How these and the next were found: studies/ACCURACY.md.
 FOR_SIX_LAYERS = {
     "half": {"sentence": [0, 0, 0.3, 0.9, 0, 0], "pair": [0, 0.2, 0.3, 0.7, 0, 0]},
     "third": {"sentence": [0.2, 0.2, 0.8, 0, 0, 0], "pair": [0, 0.5, 0.6, 0.5, 0, 0]},

@@ -60,9 +60,9 @@ class Store:
 
 @contextmanager
 def claim(fields: dict[str, Any], wait: bool) -> Iterator[bool]:
-    """Holds the work that `fields` decide for this process (for all that train together). Yields False, at
-    once, where another process holds it; with `wait`, its end is waited for. A process that dies holds
-    nothing."""
+    """Claims the work that `fields` identify, for this process (for all that train together). Yields False,
+    at once, if another process holds the claim; with `wait`, it waits until the claim is free. A process that
+    dies holds nothing."""
     lock = FileLock(caches.CACHE / "locks" / f"{records.key_of(fields)}.lock")
     held = [True]
     if PartialState().is_main_process:

@@ -115,7 +115,7 @@ def train(
     optimizer = build_optimizer(model, arguments)
     warmup = int(arguments.warmup_share * len(steps))
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, len(steps))
-    if accelerator.scaler is not None:  # it would know of the trainings before
+    if accelerator.scaler is not None:  # a used one keeps the scale of earlier trainings
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
@@ -137,7 +137,7 @@ def train(
                 raise UserError(f"{what}; a lower learning rate may help")
     model.set_training_rates(None)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    model.__dict__.pop("forward", None)  # of half precision it leaves the method without its decorators
+    model.__dict__.pop("forward", None)  # in half precision unwrapping leaves it without its decorators
     accelerator.free_memory()
     return curve_of(losses)
 

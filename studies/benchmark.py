@@ -43,7 +43,7 @@ pruning_methods = ["random", "head", "tail", "frequency", "ideal gradients stude
 lstm_batch_sizes = [1, 32, 256]
 lstm_rates = [0, 0.3, 0.6, 0.9]
 tokens_a_pass = 400  # about as many real tokens go through each variant, in at least one batch
-seconds_a_cell = 7  # in which a cell makes as many passes as it can, but at least
+seconds_a_cell = 5  # in which a cell makes as many passes as it can, but at least
 fewest_passes = 3
 # ----------------------------------------------------------------------------------------------
 

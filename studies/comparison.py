@@ -267,7 +267,7 @@ def counted(experiment: Experiment, model: Any) -> int:
 
 def timed(pieces: list[Piece]) -> Record:
     """The lines of one task and seed beside each other, by the clock: a record, read or made and written.
-    Weights are the dense model's, for the clock does not see training; thresholds are set as after it."""
+    Weights are the dense model's: training does not change speed. Thresholds are set as after training."""
     experiment, lines = pieces[0].experiment, [p for p in pieces if p.budget not in ("", GRID)]
     fields = experiment.key_fields | {"method": CLOCK, "lines": [piece.fields for piece in lines]}
     fields |= {"device": devices.device_name(experiment.accelerator.device), "on": records.processor()}

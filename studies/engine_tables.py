@@ -54,8 +54,8 @@ def clock_table(cell: Record) -> Table:
 
 
 def asked_table(record: Record) -> Table:
-    """How many times as fast as the fastest dense model in any engine a model is in its fastest one, and how
-    fast it was to be, as was said before anything was timed."""
+    """The speed-up of each model in its fastest engine against the fastest dense model in any engine; and the
+    goal for it, which was set before anything was timed."""
     cells = []
     for lengths, size in ASKED:
         cells += cells_of(record, kind="random", lengths=lengths, batch_size=size)

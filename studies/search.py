@@ -155,7 +155,7 @@ def search(supernets: list[Supernet]) -> tuple[Points, list[Schedule]]:
 
 
 def choose(points: Points, *, at_least: float = 0.0, at_most: float = 1.0) -> Schedule | None:
-    """The best metric of those at least so fast that keep at most such a share; None if none does."""
+    """The schedule with the best metric, at least this fast and with at most this share kept; else None."""
     able = {s: p for s, p in points.items() if p.speedup >= at_least and p.kept <= at_most}
     return max(able, key=lambda schedule: able[schedule]) if able else None
 

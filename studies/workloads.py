@@ -38,7 +38,7 @@ BERT_WORDS, LSTM_WORDS = 30_522, 30_000  # sizes of the vocabularies
 FIRST_WORD = 1_000  # ids below it are no words of BERT's vocabulary
 EXAMPLES = 1_024  # of which a few batches at even distances are timed
 MOST_BATCHES = 8
-PADDED_ROWS = 8  # of a batch are timed at 128 tokens on a CPU, which is as fast for each row of a larger one
+PADDED_ROWS = 8  # rows timed of a batch at 128 tokens on a CPU: in a larger one each row takes as long
 
 Batch = dict[str, Tensor]
 Steps = Sequence[tuple[float, float]]  # where, as a share of the layers, and the rate before that layer
