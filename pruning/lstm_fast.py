@@ -18,7 +18,7 @@ from pruning.selection import Tokens
 from pruning.student import StudentPruner
 
 # On a CPU PyTorch's fused LSTM is slower up to so many words, or from so many sentences for each word on (AMD
-# EPYC, two threads, fused ÷ steps: 1 sentence of 4, 6 and 10 words 1.1, 1.0 and 0.7; 16 of 10 words 1.0; 32 of
+# EPYC, two threads, fused ÷ steps: 1 sentence of 4, 6, 10 words 1.1, 1.0, 0.7; 16 of 10 words 1.0; 32 of
 # 10, 20 and 37 words 1.2, 1.05 and 0.9; 64 of 37 words 1.0. One thread: 1 sentence of 10 words 1.2).
 FEW_STEPS, ROWS_A_WORD = 6, 1.5
 

@@ -168,22 +168,22 @@ def test_flops_of_a_pruned_lstm_are_those_of_its_steps_and_its_student():
     def model(method, removed_tokens="gone"):
         return PrunedLstmClassifier(50, 2, pair=True, method=method, rate=0.5, removed_tokens=removed_tokens)
 
-    mask = torch.arange(20) < torch.tensor([20, 11, 3])[:, None]
-    batch = {"mask": mask, "second_mask": mask[:, :8]}
-    padded = {None: 20 + 8, "tail": 10 + 4, "lstm student": 10 + 4}
-    # of the words that have one before them; few sentences of 20 words are left to the fused LSTM
-    products = {None: 16, "tail": 15 + 7, "lstm student": 15 + 7}
+    mask = torch.arange(12) < torch.tensor([12, 7, 2])[:, None]
+    batch = {"mask": mask, "second_mask": mask[:, :6]}
+    padded = {None: 12 + 6, "tail": 6 + 3, "lstm student": 6 + 3}
+    # of the words that have one before them; few sentences of 12 words are left to the fused LSTM
+    products = {None: 11, "tail": 8 + 4, "lstm student": 8 + 4}
     for method in padded:
         tabled, plain = model(method), model(method)
         plain.fast = False
         is_student = method == "lstm student"
         # from the table: for each word 3 rows of 32 are added, then a product with one output
         of_table, of_product = (3 * 32 + 2 * 32, 2 * (3 * 300 * 32 + 32)) if is_student else (0, 0)
-        fused = 0 if method else 3 * flops.lstm_layer(300, 300, 20)
+        fused = 0 if method else 3 * flops.lstm_layer(300, 300, 12)
         recurrence = fused + products[method] * 2 * 4 * 300 * 300
-        assert flops.pruned_lstm(tabled, batch) == recurrence + 3 * (20 + 8) * of_table
+        assert flops.pruned_lstm(tabled, batch) == recurrence + 3 * (12 + 6) * of_table
         recurrence = 3 * flops.lstm_layer(300, 300, padded[method])
-        assert flops.pruned_lstm(plain, batch) == recurrence + 3 * (20 + 8) * of_product
+        assert flops.pruned_lstm(plain, batch) == recurrence + 3 * (12 + 6) * of_product
     for fast, products in {True: 0, False: 3 * 2 * 2 * 300 * 300}.items():  # one for each sentence
         fused, gone = model("tail", "fused"), model("tail")
         fused.fast = gone.fast = fast
