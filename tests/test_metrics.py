@@ -189,7 +189,7 @@ def test_flops_of_a_pruned_lstm_are_those_of_its_steps_and_its_student():
         fused.fast = gone.fast = fast
         assert flops.pruned_lstm(fused, batch) == flops.pruned_lstm(gone, batch) + products
     many = {name: part.repeat(11, 1) for name, part in batch.items()}
-    assert flops.pruned_lstm(model(None), many) == 11 * (31 + 16) * 2 * 4 * 300 * 300
+    assert flops.pruned_lstm(model(None), many) == 11 * (18 + 11) * 2 * 4 * 300 * 300
     packed = model(None)
     packed.fast, packed.packed = False, True  # no padding is multiplied
     words = sum(int(batch[name].sum()) for name in ("mask", "second_mask"))
