@@ -503,6 +503,14 @@ def test_settings_at_the_edge_of_their_range_run(bert, lstm, rate, kept):
             assert record["loss_curve"][-1][0] == 1 and len(split["predictions"]) == 12
 
 
+def test_onednn_keeps_code_for_few_shapes_unless_the_user_says_how_many(monkeypatch):
+    for name in devices.SHAPE_CACHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "64")
+    devices.pick_device()
+    assert [os.environ[name] for name in devices.SHAPE_CACHES] == ["256", "64"]
+
+
 def test_two_seeds_give_a_mean_and_a_spread(bert, full_world):
     bert(seeds=[0, 1])
     row = next(row for row in records.summary_rows(records.read_all("BERT")) if row[1] == "head")
