@@ -21,6 +21,7 @@ import pickle
 import platform
 import secrets
 import shutil
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -41,6 +42,7 @@ LAYOUT = b"sequence pruning, cache layout 2\n"
 CACHE = Path("cache")
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # folders may be shared with other machines
 SAMPLE_MARK = Path("data/SAMPLE")  # stands in the sample's data/, so that its records can say so
+RETRIES = 10 if os.name == "nt" else 0  # of a name that is refused, a tenth of a second each
 DTYPES = {  # of the columns
     **dict.fromkeys(("ids", "second_ids", "second_starts"), torch.int32),
     **dict.fromkeys(("offsets", "second_offsets"), torch.int64),
@@ -101,12 +103,22 @@ def _in_place_of(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        temporary.replace(path)
+        _rename(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Windows refuses while another process reads the file, or a virus scanner does: for moments."""
+    for _ in range(RETRIES):
+        with suppress(PermissionError):
+            temporary.replace(path)
+            return
+        time.sleep(0.1)
+    temporary.replace(path)
 
 
 def remove_leftovers(folder: Path) -> None:

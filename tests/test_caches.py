@@ -41,6 +41,25 @@ def test_an_exception_in_the_middle_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_name_that_windows_refuses_for_a_moment_is_asked_for_again(tmp_path, monkeypatch, kind):
+    real, refusals = os.replace, [PermissionError(13, "Access is denied")] * 3
+
+    def replace(*names):
+        if refusals:
+            raise refusals.pop()
+        real(*names)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write = caches.whole_file if kind == "file" else caches.whole_folder
+    with pytest.raises(UserError, match="x cannot be written: Access is denied"), write(tmp_path / "x"):
+        pass
+    monkeypatch.setattr(caches, "RETRIES", 2)
+    with write(tmp_path / "x"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 @pytest.mark.parametrize("kind", ["cache", "record"])
 def test_a_kill_in_the_middle_leaves_nothing_under_the_name(tmp_path, kind):
     code = f"""
