@@ -107,11 +107,10 @@ def convert(tf_checkpoint_path: str, bert_config_file: str, pytorch_dump_path: s
     heads = take_heads(weights, config)
     encoder, lines = bert_folder.fit(weights, config, checkpoint, config_file)
     converted = encoder | heads
-    source = caches.fingerprint(Path(f"{checkpoint}.index"))
     with caches.whole_file(Path(pytorch_dump_path)) as file:
         file.write(caches.as_bytes(converted))
     with caches.whole_file(bert_folder.source_path(Path(pytorch_dump_path))) as file:
-        file.write(source.encode())
+        file.write(caches.fingerprint(Path(f"{checkpoint}.index")).encode())
     count = sum(tensor.numel() for tensor in converted.values())
     print(
         *lines,
