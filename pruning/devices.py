@@ -42,7 +42,7 @@ def keep_few_shapes() -> None:
     To be called before the first product.
 
     By itself it keeps 1,024, twice, of 1 to 2 MB each in bf16. Batches without padding have ever new shapes:
-    a training of 1,000 steps came to 5 GB where it needs 2, and was no faster.
+    a training of 1,000 steps came to 5 GB. With 256 the first 240 steps take 2.4, and no more time.
     """
     for name in SHAPE_CACHES:
         os.environ.setdefault(name, SHAPES)
