@@ -107,8 +107,9 @@ def _in_place_of(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a file nothing happens
         with suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+            temporary.unlink()
 
 
 def _rename(temporary: Path, path: Path) -> None:

@@ -71,7 +71,7 @@ def choose(
         scores: (B, T) floats, higher = kept.
         mask: (B, T) bool, True at real tokens.
         kept: (B,) how many tokens each example keeps, at most its real tokens; None where there is no
-            padding, each keeps `width` and none is kept first.
+            padding and each keeps `width`.
         width: K, the largest of `kept`.
         keep_first: whether the first real token stays whatever its score ([CLS] in BERT).
 
@@ -81,7 +81,10 @@ def choose(
     """
     positions = scores.shape[1]
     if kept is None:
-        best = scores.float().argsort(dim=1, descending=True, stable=True)[:, :width]
+        scores = scores.float()
+        if keep_first:
+            scores = nn.functional.pad(scores[:, 1:], (1, 0), value=torch.inf)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, :width]
         return best.sort(dim=1).values, mask[:, :width]
     scores = scores.float().masked_fill(~mask, -torch.inf)
     if keep_first:
@@ -179,7 +182,7 @@ class Tokens:
     def keep(self, scores: Tensor, lengths: list[int], fusion: TokenFusion | None = None) -> "Tokens":
         """The `lengths[b]` best real tokens of example b by `scores` (B, T), in their old order. fusion: as
         `take` has it."""
-        alike = self.is_full and len(set(lengths)) == 1 and not self.keeps_first
+        alike = self.is_full and len(set(lengths)) == 1
         kept = None if alike else torch.tensor(lengths, device=scores.device)
         chosen = choose(scores, self.mask, kept, max(lengths), self.keeps_first)
         return self.take(*chosen, lengths, fusion)

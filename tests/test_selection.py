@@ -133,8 +133,11 @@ def test_schedules_that_do_not_fit_are_refused(schedule, message):
         selection.check_schedule(schedule, 3)
 
 
-def test_without_padding_nothing_needs_to_be_counted():
+@pytest.mark.parametrize("keep_first", [False, True])
+def test_without_padding_nothing_needs_to_be_counted(keep_first):
     scores = torch.randint(0, 6, (50, 12)).float()  # many of them equal
     mask = torch.ones(50, 12).bool()
-    short, full = (selection.choose(scores, mask, kept, 5, False) for kept in (None, torch.full((50,), 5)))
+    short, full = (
+        selection.choose(scores, mask, kept, 5, keep_first) for kept in (None, torch.full((50,), 5))
+    )
     assert torch.equal(short[0], full[0]) and torch.equal(short[1], full[1])
