@@ -7,7 +7,8 @@ A *line* is a method (in the comparison's own words) and the budget, or schedule
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -26,6 +27,13 @@ LONGER = "dense, trained on"
 CUT = "first "  # how the lines begin of BERTs that are only cut
 GRID = "grid"  # the budget of dense models whose learning rate and epochs were not chosen
 ASKED = {"half": 0.002, "third": 0.01, "fifth": 0.025}  # how far below the better dense model at most
+
+
+def table_of(rows: Collection[dict[str, str]], first: Iterable[str] = ()) -> Table:
+    """A table of rows, each heading → text. Its columns are `first` and all other headings that a row has, as
+    they come; what a row lacks is empty."""
+    header = list(dict.fromkeys(chain(first, *rows)))
+    return header, [[row.get(name, "") for name in header] for row in rows]
 
 
 def percent(value: float) -> str:

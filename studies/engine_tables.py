@@ -3,7 +3,9 @@
 from typing import Any
 
 from pruning.records import DENSE
-from studies.comparison_tables import Record, Table
+from studies.comparison_tables import Record, Table, table_of
+
+Rows = dict[str, dict[str, Record]]  # model → engine → what was timed
 
 STOCK, PLAIN = "stock transformers", "PyTorch fp32"
 MOST_LOST = 0.005  # of the metric, more than which an engine in bf16 or int8 is pointed at
@@ -21,85 +23,67 @@ def cells_of(record: Record, **wanted: Any) -> list[Record]:
     return [cell for cell in record["cells"] if wanted.items() <= cell.items()]
 
 
-def engines_of(rows: dict[str, dict[str, Record]]) -> list[str]:
-    return list(dict.fromkeys(engine for by_engine in rows.values() for engine in by_engine))
-
-
-def milliseconds(rows: dict[str, dict[str, Record]], model: str) -> dict[str, float]:
+def milliseconds(rows: Rows, model: str) -> dict[str, float]:
     """Engine → ms of an example. A few models are timed at a time, beside the dense one each time: what is
     compared is the ratio to it, and all are scaled to the dense model's first time."""
     return {engine: rows[DENSE][engine]["ms"] / row["against_dense"] for engine, row in rows[model].items()}
 
 
-def fastest_dense(rows: dict[str, dict[str, Record]]) -> float:
-    """ms of an example, in any engine."""
-    return min(min(milliseconds(rows, model).values()) for model in (STOCK, DENSE))
+def fastest(rows: Rows, *models: str) -> tuple[float, str]:
+    """The least ms of an example that any of these models needs, and in which engine."""
+    return min((ms, engine) for model in models for engine, ms in milliseconds(rows, model).items())
+
+
+def gain(rows: Rows, model: str) -> float:
+    """How many times as fast as the fastest dense model a model is, both in any engine."""
+    return fastest(rows, STOCK, DENSE)[0] / fastest(rows, model)[0]
 
 
 def clock_table(cell: Record) -> Table:
     """One row for each model, one column for each engine: ms of an example, and the share of what FLOPs
     promise against the dense model in that engine. Then what the fastest engine gains."""
     rows, table = cell["rows"], []
-    engines = engines_of(rows)
-    fair = milliseconds(rows, STOCK)[PLAIN], fastest_dense(rows)
+    stock = milliseconds(rows, STOCK)[PLAIN]
     for model, by_engine in rows.items():
-        ms, texts = milliseconds(rows, model), []
-        for engine in engines:
-            row = by_engine.get(engine)
-            share = f" ({row['share_of_bound']:.0%})" if row and model not in (STOCK, DENSE) else ""
-            texts.append(f"{ms[engine]:.1f}{share}" if row else "")
-        gains = [f"× {dense / min(ms.values()):.2f}" for dense in fair]
-        table.append([model, f"{1 / by_engine[PLAIN]['bound']:.0%}", *texts, *gains])
-    return ["ms an example", "FLOPs", *engines, "against stock", "against the fastest dense"], table
+        row = {"ms an example": model, "FLOPs": f"{1 / by_engine[PLAIN]['bound']:.0%}"}
+        for engine, ms in milliseconds(rows, model).items():
+            share = "" if model in (STOCK, DENSE) else f" ({by_engine[engine]['share_of_bound']:.0%})"
+            row[engine] = f"{ms:.1f}{share}"
+        row["against stock"] = f"× {stock / fastest(rows, model)[0]:.2f}"
+        row["against the fastest dense"] = f"× {gain(rows, model):.2f}"
+        table.append(row)
+    return table_of(table, ["ms an example", "FLOPs", *rows[DENSE]])  # which is in every engine
 
 
 def asked_table(record: Record) -> Table:
     """The speed-up of each model in its fastest engine against the fastest dense model in any engine; and the
     goal for it, which was set before anything was timed."""
-    cells = []
-    for lengths, size in ASKED:
-        cells += cells_of(record, kind="random", lengths=lengths, batch_size=size)
-    table = []
-    for model in next(iter(ASKED.values())):
-        row = [model]
-        for cell, asked in zip(cells, ASKED.values(), strict=True):
-            gain = fastest_dense(cell["rows"]) / min(milliseconds(cell["rows"], model).values())
-            row.append(f"× {gain:.2f} of {asked[model]:g}" if model in asked else f"× {gain:.2f}")
-        table.append(row)
-    names = [f"{lengths}, batch {size}" for lengths, size in ASKED]
-    return ["reached, of what was asked", *names], table
+    rows = {model: {"reached, of what was asked": model} for model in next(iter(ASKED.values()))}
+    for (lengths, size), goals in ASKED.items():
+        [cell] = cells_of(record, kind="random", lengths=lengths, batch_size=size)
+        for model, row in rows.items():
+            goal = f" of {goals[model]:g}" if model in goals else ""
+            row[f"{lengths}, batch {size}"] = f"× {gain(cell['rows'], model):.2f}{goal}"
+    return table_of(rows.values())
 
 
 def trained_table(record: Record) -> Table:
     """One row for each trained model: its metric in each engine, and its fastest engine by batch size."""
-    cells, judged = cells_of(record, kind="trained"), record["judged"]
-    engines = engines_of(judged)
     table = []
-    for model, by_engine in judged.items():
-        plain = by_engine[PLAIN]["metric"]
-        texts = []
-        for engine in engines:
-            value = by_engine[engine]["metric"]
-            lost = f", loses {100 * (plain - value):.1f}" if plain - value > MOST_LOST else ""
-            texts.append(f"{100 * value:.1f}{lost}")
-        others = [
-            f"{engine} {found['sets'] + found['ties']:,} of {found['examples']:,}"
-            for engine, found in by_engine.items()
-            if found["sets"] + found["ties"]
-        ]
-        clocks = []
-        for cell in cells:
-            ms = milliseconds(cell["rows"], model)
-            engine = min(ms, key=ms.__getitem__)
-            gain = fastest_dense(cell["rows"]) / ms[engine]
-            clocks.append(f"{ms[engine]:.1f} ms, × {gain:.2f}, {engine}")
-        table.append([model, *texts, "; ".join(others), *clocks])
-    return [
-        "metric × 100",
-        *engines,
-        "other kept tokens",
-        *(f"batch {c['batch_size']}" for c in cells),
-    ], table
+    for model, by_engine in record["judged"].items():
+        row, others = {"metric × 100": model}, []
+        for engine, found in by_engine.items():
+            lost, changed = by_engine[PLAIN]["metric"] - found["metric"], found["sets"] + found["ties"]
+            loss = f", loses {100 * lost:.1f}" if lost > MOST_LOST else ""
+            row[engine] = f"{100 * found['metric']:.1f}{loss}"
+            if changed:
+                others.append(f"{engine} {changed:,} of {found['examples']:,}")
+        row["other kept tokens"] = "; ".join(others)
+        for cell in cells_of(record, kind="trained"):
+            ms, engine = fastest(cell["rows"], model)
+            row[f"batch {cell['batch_size']}"] = f"{ms:.1f} ms, × {gain(cell['rows'], model):.2f}, {engine}"
+        table.append(row)
+    return table_of(table)
 
 
 def points_of(record: Record) -> dict[str, list[tuple[str, str, float, float]]]:
