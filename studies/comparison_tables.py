@@ -7,7 +7,7 @@ A *line* is a method (in the comparison's own words) and the budget, or schedule
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -21,7 +21,7 @@ from pruning.tasks import GLUE
 Record = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header, rows
 Line = tuple[str, str]  # a method and the name of its budget or schedule, "" where there is none
-Answers = dict[tuple[str, int], Any]  # task, seed → what is known there; of a trained model `dev`
+Answers = dict[tuple[str, int], Record]  # task, seed → what is known there, see `lines_of`
 
 LONGER = "dense, trained on"
 CUT = "first "  # how the lines begin of BERTs that are only cut
@@ -46,12 +46,16 @@ def name_of(line: Line) -> str:
 
 
 def lines_of(records: Iterable[Record]) -> dict[Line, Answers]:
-    """The trained models, without those that still lack a task that the dense model has."""
+    """The trained models, without those that still lack a task that the dense model has.
+
+    Their answers are what records say of the dev set. In place of the judgements themselves stand `dev` and,
+    where a record has it, `held_out`: the task's metric there, a fraction."""
     found: dict[Line, Answers] = defaultdict(dict)
     for record in records:
         if "dev" in record and record["schedule"] != GRID:
-            answer = record["dev"] | {"held_out": record.get("held_out")}
-            found[record["method"], record["schedule"]][record["task"], record["seed"]] = answer
+            line, place = (record["method"], record["schedule"]), (record["task"], record["seed"])
+            metrics = {part: metric_of(record[part]) for part in ("dev", "held_out") if part in record}
+            found[line][place] = record["dev"] | metrics
     tasks = {line: {task for task, _ in answers} for line, answers in found.items()}
     return {line: answers for line, answers in found.items() if tasks[line] == tasks[DENSE, ""]}
 
@@ -64,9 +68,9 @@ def packed(predictions: Iterable[float]) -> str | list[float]:
     return short
 
 
-def predictions_of(judgement: Record) -> list[float]:
+def unpacked(predictions: str | list[float]) -> list[float]:
     """The inverse of `packed`."""
-    return [*map(float, judgement["predictions"])]
+    return [*map(float, predictions)]
 
 
 def metric_of(judgement: Record) -> float:
@@ -74,33 +78,17 @@ def metric_of(judgement: Record) -> float:
     return next(iter(judgement["metrics"].values()))
 
 
-def held_out_of(judgement: Record) -> float:
-    """The task's metric on rows of its training set that no training saw; a fraction."""
-    return metric_of(judgement["held_out"])
-
-
-kept_of = itemgetter("token_layers_kept")
-
-
-def by_task(answers: Answers, value: Callable[[Any], Any] = metric_of) -> dict[str, list[Any]]:
-    """Task → the value of each seed."""
+def by_task(answers: Answers, name: str = "dev") -> dict[str, list[Any]]:
+    """Task → what the answers of each seed have by this name."""
     found: dict[str, list[Any]] = defaultdict(list)
     for (task, _), answer in answers.items():
-        found[task].append(value(answer))
+        found[task].append(answer[name])
     return found
 
 
-def mean_of(answers: Answers, value: Callable[[Any], float] = metric_of) -> float:
+def mean_of(answers: Answers, name: str = "dev") -> float:
     """The mean over the tasks of the mean over the seeds."""
-    return statistics.mean(map(statistics.mean, by_task(answers, value).values()))
-
-
-def cells_by_task(
-    answers: Answers, tasks: Iterable[str], value: Callable[[Any], float] = metric_of
-) -> list[str]:
-    """A cell for each of these tasks, and the mean over all; × 100."""
-    values = by_task(answers, value)
-    return [*(mean_sd(values[task]) for task in tasks), percent(mean_of(answers, value))]
+    return statistics.mean(map(statistics.mean, by_task(answers, name).values()))
 
 
 def better_dense(lines: dict[Line, Answers]) -> Line:
@@ -153,10 +141,10 @@ def intervals(
     lines, found = lines_of(records), []
     for line, against in pairs_of(lines, recipe):
         both = in_common(lines[line], lines[against])
-        ours, theirs = (by_task(answers, predictions_of) for answers in both)
+        ours, theirs = (by_task(answers, "predictions") for answers in both)
         differences = []
         for task in ours:
-            pairs = list(zip(ours[task], theirs[task], strict=True))
+            pairs = list(zip(map(unpacked, ours[task]), map(unpacked, theirs[task]), strict=True))
             differences.append(paired_differences(GLUE[task], labels[task], pairs, draws))
         low, high = np.percentile(np.mean(differences, axis=0), [2.5, 97.5])
         names = {"line": name_of(line), "against": name_of(against)}
@@ -172,37 +160,29 @@ def interval_text(interval: Record) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def kept_text(answers: Answers, value: Callable[[Any], float]) -> str:
+def kept_text(answers: Answers, name: str) -> str:
     """A share of the work that was kept; in brackets the least and the most of a task."""
-    ends = [f"{share:.0%}" for share in sorted(map(statistics.mean, by_task(answers, value).values()))]
+    ends = [f"{share:.0%}" for share in sorted(map(statistics.mean, by_task(answers, name).values()))]
     spread = "" if ends[0] == ends[-1] else f" ({ends[0]} to {ends[-1]})"
-    return f"{mean_of(answers, value):.0%}{spread}"
+    return f"{mean_of(answers, name):.0%}{spread}"
 
 
 def grid_table(records: list[Record]) -> Table:
     """Dense models of all learning rates and numbers of epochs that were tried: the metric on held-out rows,
     in brackets on the dev set. Those that were chosen have a star."""
-    found: dict[tuple[float, float], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    tried: dict[tuple[float, float, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.get("method") == DENSE and "held_out" in record:
-            tried = record["settings"]["learning_rate"], record["settings"]["dense_epochs"]
-            found[tried][record["task"]].append(record)
-    tasks = dict.fromkeys(task for of_tasks in found.values() for task in of_tasks)
-
-    def cell(tried: list[Record]) -> str:
-        values = [mean_sd([metric_of(record[part]) for record in tried]) for part in ("held_out", "dev")]
-        star = "" if tried[0]["schedule"] == GRID else " *"
-        return f"{values[0]} ({values[1]}){star}"
-
-    rows = [
-        [
-            np.format_float_scientific(rate, trim="-", exp_digits=1),
-            f"{epochs:g}",
-            *(cell(of_tasks[task]) if task in of_tasks else "" for task in tasks),
-        ]
-        for (rate, epochs), of_tasks in sorted(found.items())
-    ]
-    return ["learning rate", "epochs", *tasks], rows
+            settings = record["settings"]
+            tried[settings["learning_rate"], settings["dense_epochs"], record["task"]].append(record)
+    rows: dict[tuple[float, float], dict[str, str]] = defaultdict(dict)
+    for (rate, epochs, task), found in sorted(tried.items(), key=lambda item: item[0][:2]):
+        held_out, dev = (mean_sd([metric_of(r[part]) for r in found]) for part in ("held_out", "dev"))
+        row = rows[rate, epochs]
+        row["learning rate"] = np.format_float_scientific(rate, trim="-", exp_digits=1)
+        row["epochs"] = f"{epochs:g}"
+        row[task] = f"{held_out} ({dev})" + ("" if found[0]["schedule"] == GRID else " *")
+    return table_of(rows.values(), ["learning rate", "epochs"])
 
 
 def comparison_table(records: list[Record], found: list[Record]) -> Table:
@@ -213,28 +193,28 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
         found: what `intervals` returned for these records.
     """
     lines = lines_of(records)
-    best = better_dense(lines)
-    changes = {i["line"]: interval_text(i) for i in found if i["against"] == name_of(best)}
-    tasks = by_task(lines[best]).keys()
+    best = name_of(better_dense(lines))
+    changes = {i["line"]: interval_text(i) for i in found if i["against"] == best}
     known = [answer for answers in lines.values() for answer in answers.values()]
-    with_flops = all("flops_kept" in answer for answer in known)
-    with_held_out = all(answer["held_out"] for answer in known)
 
     def rank(line: Line) -> tuple[float, float]:
-        return -round(mean_of(lines[line], kept_of), 2), -mean_of(lines[line])
+        return -round(mean_of(lines[line], "token_layers_kept"), 2), -mean_of(lines[line])
 
     rows = []
     for line in sorted(lines, key=rank):
         answers = lines[line]
-        what = [*line, str(max(map(len, by_task(answers).values()))), kept_text(answers, kept_of)]
-        if with_flops:
-            what.append(kept_text(answers, itemgetter("flops_kept")))
-        held_out = [percent(mean_of(answers, held_out_of))] if with_held_out else []
-        rows.append([*what, *cells_by_task(answers, tasks), changes.get(name_of(line), ""), *held_out])
-    metrics = [f"{task} {GLUE[task].metrics[0]}" for task in tasks]
-    shares = ["token-layers", "FLOPs"] if with_flops else ["token-layers"]
-    header = ["method", "budget", "seeds", *shares, *metrics, "mean"]
-    return [*header, f"against “{name_of(best)}”", *(["held-out mean"] if with_held_out else [])], rows
+        row = {"method": line[0], "budget": line[1], "seeds": str(max(map(len, by_task(answers).values())))}
+        row["token-layers"] = kept_text(answers, "token_layers_kept")
+        if all("flops_kept" in answer for answer in known):
+            row["FLOPs"] = kept_text(answers, "flops_kept")
+        for task, values in by_task(answers).items():
+            row[f"{task} {GLUE[task].metrics[0]}"] = mean_sd(values)
+        row["mean"] = percent(mean_of(answers))
+        row[f"against “{best}”"] = changes.get(name_of(line), "")
+        if all("held_out" in answer for answer in known):
+            row["held-out mean"] = percent(mean_of(answers, "held_out"))
+        rows.append(row)
+    return table_of(rows)
 
 
 def pairs_table(records: list[Record], found: list[Record]) -> Table:
@@ -271,8 +251,7 @@ def lengths_table(records: list[Record], recipe: dict[str, str]) -> Table:
     for line, answers in lines_of(records).items():
         if line[0] not in (DENSE, recipe.get(line[1])) and not line[0].startswith(CUT):
             continue
-        of_seeds = by_task(answers, itemgetter("metrics_by_length"))
-        for task, parts in of_seeds.items():
+        for task, parts in by_task(answers, "metrics_by_length").items():
             means = [
                 percent(statistics.mean(part[GLUE[task].metrics[0]] or 0.0 for part in fifth))
                 for fifth in zip(*parts, strict=True)
@@ -289,18 +268,19 @@ def costs_table(records: list[Record]) -> Table:
     """What trainings took against the dense one, with all that each needs: the dense model, its answers to
     the copies, its teacher's scores. In processor time, which other work on the machine still lengthens;
     means over tasks and seeds."""
-    found: dict[Line, list[dict[str, float]]] = defaultdict(list)
-    records = [record for record in records if record.get("schedule") != GRID]
-    dense = {(r["task"], r["seed"]): r["processor_seconds"] for r in records if r.get("method") == DENSE}
-    for record in records:
-        own, whole = record.get("processor_seconds"), dense.get((record["task"], record["seed"]))
-        if own and whole and record["method"] != DENSE:
-            shares = {name: seconds / whole["training"] for name, seconds in own.items() if name != DENSE}
-            found[record["method"], record["schedule"]].append(shares)
     kinds = ("answers", "scores", "training")
+    records = [record for record in records if record.get("processor_seconds") and record["schedule"] != GRID]
+    dense = [record for record in records if record["method"] == DENSE]
+    whole = {(r["task"], r["seed"]): r["processor_seconds"]["training"] for r in dense}
+    found: dict[Line, list[list[float]]] = defaultdict(list)
+    for record in records:
+        place = record["task"], record["seed"]
+        if record["method"] != DENSE and place in whole:
+            shares = [record["processor_seconds"].get(kind, 0.0) / whole[place] for kind in kinds]
+            found[record["method"], record["schedule"]].append(shares)
     rows = []
     for line, parts in found.items():
-        means = [statistics.mean(part.get(kind, 0.0) for part in parts) for kind in kinds]
+        means = [statistics.mean(shares) for shares in zip(*parts, strict=True)]
         rows.append([name_of(line), *(f"{mean:.2f}" for mean in means), f"{1 + sum(means):.2f}"])
     return ["line", *kinds, "all, with dense"], rows
 
@@ -323,10 +303,13 @@ def longer_table(records: list[Record]) -> Table:
 def speed_table(records: list[Record]) -> Table:
     """How many times as fast as the dense model, ours, each line is on each task, with so many examples at
     once. records: those of the clock."""
-    cells = [(record["task"], size, rows) for record in records for size, rows in record["timings"].items()]
-    names = dict.fromkeys(name for _, _, rows in cells for name in rows)
-    table = [[name, *(f"× {rows[name]['against_dense']:.2f}" for *_, rows in cells)] for name in names]
-    return ["line", *(f"{task}, batch {size}" for task, size, _ in cells)], table
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
+    for record in records:
+        for size, timings in record["timings"].items():
+            for name, row in timings.items():
+                rows[name]["line"] = name
+                rows[name][f"{record['task']}, batch {size}"] = f"× {row['against_dense']:.2f}"
+    return table_of(rows.values(), ["line"])
 
 
 def speed_of(records: list[Record], name: str) -> float:
@@ -344,6 +327,5 @@ def series_of(records: list[Record], recipe: dict[str, str]) -> dict[str, list[t
     best = lines[better_dense(lines)]
     for (method, budget), answers in lines.items():
         name = "recipe" if recipe.get(budget) == method else re.sub(r"\d+", "k", method)
-        share = mean_of(answers, itemgetter("flops_kept"))
-        series[name].append((share, change(answers, best), method))
+        series[name].append((mean_of(answers, "flops_kept"), change(answers, best), method))
     return series

@@ -16,13 +16,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pruning.records import DENSE, HEADER, OF_CLOCK, markdown, summary_lines
+from pruning.records import DENSE, HEADER, OF_CLOCK, markdown, mean_sd, summary_lines
 from studies import comparison_tables as compare
-from studies.comparison_tables import Answers, Record, Table, by_task, mean_of, name_of, percent
+from studies.comparison_tables import Answers, Record, Table, by_task, mean_of, name_of, percent, table_of
 from studies.engine_tables import asked_table, cells_of, clock_table, trained_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,26 +41,23 @@ def rules_table(records: list[Record], schedule: str) -> Table:
     """One row for each rule on the frozen dense model, as an oracle and as a student, best first.
 
     records: those of the comparison with oracles and students; schedule: its name there."""
-    answers: dict[tuple[str, str], Answers] = defaultdict(dict)
+    oracles: dict[str, Answers] = defaultdict(dict)
+    students: dict[str, Answers] = defaultdict(dict)
     for record in records:
         place = record["task"], record["seed"]
-        answers["oracles", DENSE][place] = record["dense"]
-        for kind in ("oracles", "students"):
-            for rule, value in record[kind][schedule].items():
-                answers[kind, rule][place] = value
-    tasks = by_task(answers["oracles", DENSE], float).keys()
-    names = [*tasks, "mean"]
-
-    def rank(rule: str) -> float:
-        return mean_of(answers.get(("students", rule), answers["oracles", rule]), float)
-
-    def cells(kind: str, rule: str) -> list[str]:
-        found = answers.get((kind, rule))
-        return compare.cells_by_task(found, tasks, float) if found else [""] * len(names)
-
-    rules = sorted((rule for kind, rule in answers if kind == "oracles"), key=rank, reverse=True)
-    header = ["rule", *(f"{kind}: {name}" for kind in ("oracle", "student") for name in names)]
-    return header, [[rule, *cells("oracles", rule), *cells("students", rule)] for rule in rules]
+        for rule, value in {DENSE: record["dense"], **record["oracles"][schedule]}.items():
+            oracles[rule][place] = {"dev": value}
+        for rule, value in record["students"][schedule].items():
+            students[rule][place] = {"dev": value}
+    rows = []
+    for rule in sorted(oracles, key=lambda rule: mean_of(students.get(rule, oracles[rule])), reverse=True):
+        row = {"rule": rule}
+        for kind, answers in (("oracle", oracles[rule]), ("student", students.get(rule))):
+            if answers:
+                row |= {f"{kind}: {task}": mean_sd(values) for task, values in by_task(answers).items()}
+                row[f"{kind}: mean"] = percent(mean_of(answers))
+        rows.append(row)
+    return table_of(rows)
 
 
 # --- Search ------------------------------------------------------------------------------------
@@ -82,7 +78,7 @@ def search_table(record: Record) -> Table:
         clock, promised = (f"× {s:.2f}" if s else "" for s in (speedup, chosen["speedup_promised"]))
         metrics = map(percent, [*(chosen["dev_by_task"][task] for task in tasks), chosen["held_out"]])
         rates = ", ".join(f"{rate:g}" for rate in chosen["schedule"])
-        rows.append([budget, clock, promised, f"{compare.kept_of(chosen):.0%}", *metrics, f"`[{rates}]`"])
+        rows.append([budget, clock, promised, f"{chosen['token_layers_kept']:.0%}", *metrics, f"`[{rates}]`"])
     header = ["budget", "speed-up", "promised", "token-layers", *tasks, "held out"]
     return [*header, "`pruning_schedule`"], rows
 
@@ -194,7 +190,6 @@ def tasks_table(records: list[Record]) -> Table:
 # --- README's headline -------------------------------------------------------------------------
 
 LSTM_METHOD, LSTM_RATES = "integrated gradients student", ("0.6", "0.9")
-METRICS = compare.metric_of, compare.held_out_of
 LSTM_CELL: Record = {"kind": "lstm", "batch_size": 256, "precision": "fp32"}
 
 
@@ -214,11 +209,11 @@ def headline_table(
     lines = compare.lines_of(trained)
     best = lines[compare.better_dense(lines)]
     rows = []
-    for line, answers in sorted(lines.items(), key=lambda item: -mean_of(item[1], itemgetter("flops_kept"))):
+    for line, answers in sorted(lines.items(), key=lambda item: -mean_of(item[1], "flops_kept")):
         if line[0] == recipe.get(line[1]) or line[0].startswith(compare.CUT):
             both = compare.in_common(best, answers)
-            columns = [" → ".join(percent(mean_of(part, of)) for part in both) for of in METRICS]
-            work = f"{mean_of(answers, itemgetter('flops_kept')):.0%}"
+            columns = [" → ".join(percent(mean_of(part, of)) for part in both) for of in ("dev", "held_out")]
+            work = f"{mean_of(answers, 'flops_kept'):.0%}"
             rows.append(["GLUE", line[0], *columns, work, f"× {compare.speed_of(clock, name_of(line)):.2f}"])
     [words] = cells_of(benchmark[0], **LSTM_CELL)
     for rate in LSTM_RATES:
