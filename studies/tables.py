@@ -99,7 +99,7 @@ CELL: dict[str, tuple[str, Callable[[Any], str]]] = {  # heading → key of a ro
 }
 PADDED, STOCK, OURS = "stock, padded to 128", "stock, length-sorted", "ours, dense"
 ENGINES = (STOCK, OURS, "dense, ")  # how the dense variants begin that a speed-up may be against
-STUDENT = f", {RECIPE}"  # how the variants end that are pruned by the student
+BY_STUDENT = f"{OURS}|, {RECIPE}$|{STOCK}"  # variants: dense ones, and those that the student prunes
 FASTEST = "against the fastest dense"
 
 
@@ -116,19 +116,26 @@ def cell_table(rows: dict[str, Record]) -> Table:
     ]
 
 
+def speedup_text(cell: Record, row: Record) -> str:
+    """The speed-up against the first row."""
+    return f"× {row['speedup']:.2f}"
+
+
 def side_by_side(
-    cells: list[Record], heading: str, text: Text, is_shown: Callable[[str], bool] = bool
+    record: Record, kind: str, heading: str, text: Text = speedup_text, shown: str = ""
 ) -> Table:
-    """One row for each variant that is shown, one column for each cell; empty where a cell lacks it."""
-    header = [heading]
-    for cell in cells:
+    """One row for each variant and one column for each cell of a kind; of BERT, which has many cells, the
+    other way round. Empty where a cell lacks a variant. shown: a regular expression for variants."""
+    by_cell = []
+    for cell in cells_of(record, kind=kind):
         facts = [cell.get(name) for name in ("shape", "lengths", "precision")]
-        header.append(", ".join([*filter(None, facts), f"batch {cell['batch_size']}"]))
-    variants = dict.fromkeys(variant for cell in cells for variant in cell["rows"] if is_shown(variant))
-    return header, [
-        [variant, *(text(c, c["rows"][variant]) if variant in c["rows"] else "" for c in cells)]
-        for variant in variants
-    ]
+        row = {heading: ", ".join([*filter(None, facts), f"batch {cell['batch_size']}"])}
+        by_cell.append(row | {v: text(cell, own) for v, own in cell["rows"].items() if re.search(shown, v)})
+    header, rows = table_of(by_cell)
+    if kind == "bert":
+        return header, rows
+    first, *others = map(list, zip(header, *rows, strict=True))  # rows as columns
+    return first, others
 
 
 def against_fastest(cell: Record, row: Record) -> float:
@@ -152,18 +159,6 @@ def batch_text(cell: Record, row: Record) -> str:
     return f"{cell['batch_size'] * row['ms']:.1f}"
 
 
-def bert_table(
-    record: Record,
-    is_shown: Callable[[str], bool],
-    heading: str = FASTEST,
-    text: Text = against_fastest_text,
-) -> Table:
-    """One row for each shape, lengths and batch size of BERT, one column for each variant that is shown."""
-    header, rows = side_by_side(cells_of(record, kind="bert"), heading, text, is_shown)
-    first, *others = map(list, zip(header, *rows, strict=True))  # rows as columns
-    return first, others
-
-
 # --- LSTM --------------------------------------------------------------------------------------
 
 
@@ -182,9 +177,9 @@ def tasks_table(records: list[Record]) -> Table:
     """One row for each method, one column for each task: the metric."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for row in summary(records):
-        found[row["method"]][f"{row['task']} {row['metric']}"] = row["value"]
-    tasks = dict.fromkeys(task for of_method in found.values() for task in of_method)
-    return ["method", *tasks], [[m, *(row.get(task, "") for task in tasks)] for m, row in found.items()]
+        cell = {f"{row['task']} {row['metric']}": row["value"]}
+        found[row["method"]] |= {"method": row["method"]} | cell
+    return table_of(found.values())
 
 
 # --- README's headline -------------------------------------------------------------------------
@@ -265,67 +260,57 @@ def published(study: str) -> Record:
     return json.loads((PUBLISHED / f"{study}.json").read_text(encoding="utf-8"))
 
 
-def compared(study: str, table: Callable[..., Table]) -> Callable[[list[Record]], Table]:
-    return lambda records: table(records, published(study)["intervals"])
+def given(part: str, table: Callable[..., Table], study: str = "comparison") -> Callable[..., Table]:
+    """A table that also needs this part of a study."""
+    return lambda *records: table(*records, published(study)[part])
 
 
-def with_recipe(table: Callable[..., Table]) -> Callable[..., Table]:
-    return lambda *records: table(*records, published("comparison")["recipe"])
+def of_one(table: Callable[..., Table], *details: Any) -> Callable[[list[Record]], Table]:
+    """A table of the only record."""
+    return lambda records: table(records[0], *details)
 
 
-def timed(
-    kind: str, heading: str, text: Text = lambda _, row: f"× {row['speedup']:.2f}"
-) -> Callable[[list[Record]], Table]:
-    return lambda records: side_by_side(cells_of(records[0], kind=kind), heading, text)
-
-
-def in_engines(lengths: str, batch_size: int) -> tuple[Callable[[list[Record]], Table], list[str]]:
-    wanted = {"kind": "random", "lengths": lengths, "batch_size": batch_size}
-    return lambda records: clock_table(*cells_of(records[0], **wanted)), ["engines"]
+def in_engines(record: Record, lengths: str, batch_size: int) -> Table:
+    return clock_table(*cells_of(record, kind="random", lengths=lengths, batch_size=batch_size))
 
 
 OF_HEADLINE = ["BERT, metrics", "BERT, speed", "LSTM, metrics", "LSTM, speed"]
 
 # What makes each table, and its sources
 TABLES: dict[str, tuple[Callable[..., Table], list[str]]] = {
-    "headline": (with_recipe(headline_table), OF_HEADLINE),
+    "headline": (given("recipe", headline_table), OF_HEADLINE),
     "grid": (compare.grid_table, ["BERT, metrics"]),
-    "comparison": (compared("comparison", compare.comparison_table), ["BERT, metrics"]),
-    "asked": (with_recipe(compare.asked_table), ["BERT, metrics"]),
-    "pairs": (compared("comparison", compare.pairs_table), ["BERT, metrics"]),
+    "comparison": (given("intervals", compare.comparison_table), ["BERT, metrics"]),
+    "asked": (given("recipe", compare.asked_table), ["BERT, metrics"]),
+    "pairs": (given("intervals", compare.pairs_table), ["BERT, metrics"]),
     "lines-speed": (compare.speed_table, ["BERT, speed"]),
-    "lengths": (with_recipe(compare.lengths_table), ["BERT, metrics"]),
+    "lengths": (given("recipe", compare.lengths_table), ["BERT, metrics"]),
     "costs": (compare.costs_table, ["costs"]),
     "longer": (compare.longer_table, ["longer"]),
-    "six-layers": (compared("six-layers", compare.comparison_table), ["six-layers"]),
+    "six-layers": (given("intervals", compare.comparison_table, "six-layers"), ["six-layers"]),
     "rules": (lambda records: rules_table(records, "46%"), ["rules"]),
     "rules-harder": (lambda records: rules_table(records, "34%"), ["rules"]),
-    "search-twelve": (lambda records: search_table(records[0]), ["search, twelve"]),
-    "search-sentences": (lambda records: search_table(records[0]), ["search, sentences"]),
-    "search-pairs": (lambda records: search_table(records[0]), ["search, pairs"]),
+    "search-twelve": (of_one(search_table), ["search, twelve"]),
+    "search-sentences": (of_one(search_table), ["search, sentences"]),
+    "search-pairs": (of_one(search_table), ["search, pairs"]),
     "speed": (
-        lambda records: bert_table(records[0], lambda v: v.endswith(STUDENT) or v in (PADDED, STOCK, OURS)),
+        of_one(side_by_side, "bert", FASTEST, against_fastest_text, f"{BY_STUDENT}|{PADDED}"),
         ["benchmark"],
     ),
-    "speed-gpu": (
-        lambda records: bert_table(
-            records[0], lambda v: v.endswith(STUDENT) or v in (STOCK, OURS), "ms a batch", batch_text
-        ),
-        ["benchmark, GPU"],
-    ),
-    "training-step-gpu": (timed("training", "against the first row"), ["benchmark, GPU"]),
-    "lstm-gpu": (timed("lstm", "ms a batch", batch_text), ["benchmark, GPU"]),
-    "pruners": (lambda records: bert_table(records[0], lambda v: v.startswith("half, ")), ["benchmark"]),
-    "gains": (timed("gains", "no pruning, against stock"), ["benchmark"]),
-    "first-code": (timed("first code", "against the first row"), ["benchmark"]),
-    "training-step": (timed("training", "against the first row"), ["training"]),
-    "lstm-speed": (timed("lstm", FASTEST, against_fastest_text), ["benchmark"]),
-    "engines-1": in_engines("sst-2", 1),
-    "engines-8": in_engines("sst-2", 8),
-    "engines-32": in_engines("sst-2", 32),
-    "engines-128": in_engines("128", 1),
-    "engines-asked": (lambda records: asked_table(records[0]), ["engines"]),
-    "engines-trained": (lambda records: trained_table(records[0]), ["engines"]),
+    "speed-gpu": (of_one(side_by_side, "bert", "ms a batch", batch_text, BY_STUDENT), ["benchmark, GPU"]),
+    "training-step-gpu": (of_one(side_by_side, "training", "against the first row"), ["benchmark, GPU"]),
+    "lstm-gpu": (of_one(side_by_side, "lstm", "ms a batch", batch_text), ["benchmark, GPU"]),
+    "pruners": (of_one(side_by_side, "bert", FASTEST, against_fastest_text, "^half, "), ["benchmark"]),
+    "gains": (of_one(side_by_side, "gains", "no pruning, against stock"), ["benchmark"]),
+    "first-code": (of_one(side_by_side, "first code", "against the first row"), ["benchmark"]),
+    "training-step": (of_one(side_by_side, "training", "against the first row"), ["training"]),
+    "lstm-speed": (of_one(side_by_side, "lstm", FASTEST, against_fastest_text), ["benchmark"]),
+    "engines-1": (of_one(in_engines, "sst-2", 1), ["engines"]),
+    "engines-8": (of_one(in_engines, "sst-2", 8), ["engines"]),
+    "engines-32": (of_one(in_engines, "sst-2", 32), ["engines"]),
+    "engines-128": (of_one(in_engines, "128", 1), ["engines"]),
+    "engines-asked": (of_one(asked_table), ["engines"]),
+    "engines-trained": (of_one(trained_table), ["engines"]),
     "lstm-agnews": (metrics_table, ["LSTM, metrics"]),
     "lstm-glue": (tasks_table, ["glue"]),
 }
