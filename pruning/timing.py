@@ -84,14 +84,12 @@ def measure(
     device: torch.device,
     passes: int,
     at_least_seconds: float = 0,
-    inference: bool = True,
 ) -> dict[K, dict[str, Any]]:
-    """Times the variants in turns.
+    """Times the variants in turns, in inference mode.
 
     Args:
         fair: what speed-ups are against; of several the fastest.
         dense: our variant without pruning, which the share of the bound is against.
-        inference: False where gradients are needed.
 
     Returns:
         variant → ms (median, of one example), examples_per_second, spread (of it: slowest and fastest pass),
@@ -100,7 +98,7 @@ def measure(
         token_layers_kept.
     """
     runs = {name: variant.run for name, variant in variants.items()}
-    with torch.inference_mode(inference):
+    with torch.inference_mode():
         seconds = interleaved(runs, device, passes, at_least_seconds)
         memory = {name: peak_memory(run, device) for name, run in runs.items()}
     each = {name: [s / v.examples for s in seconds[name]] for name, v in variants.items()}

@@ -7,6 +7,7 @@ where the device computes in bf16. Change what is between the two rulers below. 
 within one cell, see `timing.measure`; `studies.workloads` builds what is compared.
 """
 
+import itertools
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -113,80 +114,56 @@ class Benchmark:
         return {"fp32": torch.float32, **bf16}
 
     def time_all(self) -> None:
+        chosen = self.chosen
         for precision, dtype in self.precisions.items():
-            for shape in self.chosen.bert_shapes:
-                berts = Berts.build(shape, self.device, dtype)
+            for shape in chosen.bert_shapes:
+                berts = Berts(shape, self.device, dtype)
                 facts: dict[str, Any] = {"shape": shape, "precision": precision}
                 self.time_schedules(berts, facts)
                 self.time_the_rest(berts, facts)
-            for size in self.chosen.lstm_batch_sizes:
-                variants = workloads.lstms(
-                    self.chosen.lstm_rates, size, self.chosen.tokens_a_pass, self.device, dtype
-                )
-                title = f"LSTM, {precision}, lengths of agnews, batches of {size}"
-                fair, facts = list(variants)[:3], {"precision": precision, "batch_size": size}  # all dense
-                self.add("lstm", title, {"": variants}, fair, "dense, word table", facts)
+            for size in chosen.lstm_batch_sizes:
+                variants = workloads.lstms(chosen.lstm_rates, size, chosen.tokens_a_pass, self.device, dtype)
+                fair = list(variants)[:3]  # all dense
+                rows = self.measure(variants, fair, "dense, word table")
+                facts = {"precision": precision, "batch_size": size}
+                self.add("lstm", f"lengths of agnews, batches of {size}", facts, rows)
 
     def time_schedules(self, berts: Berts, facts: dict[str, Any]) -> None:
         chosen = self.chosen
-        for name in chosen.lengths_of:
-            for size in chosen.batch_sizes:
-                if not is_worth_it(name, size, facts["shape"], self.device):
-                    continue
+        for name, size in itertools.product(chosen.lengths_of, chosen.batch_sizes):
+            if is_worth_it(name, size, facts["shape"], self.device):
                 variants = workloads.pruners(
                     berts, chosen.schedules, chosen.pruning_methods, name, size, chosen.tokens_a_pass
                 )
-                title = f"{facts['shape']}, {facts['precision']}, lengths of {name}, batches of {size}"
-                cell = facts | {"lengths": name, "batch_size": size}
-                self.add("bert", title, {"": variants}, [STOCK], OURS, cell)
+                rows, cell = self.measure(variants, [STOCK], OURS), {"lengths": name, "batch_size": size}
+                self.add("bert", f"lengths of {name}, batches of {size}", facts | cell, rows)
 
     def time_the_rest(self, berts: Berts, facts: dict[str, Any]) -> None:
         schedules, tokens = self.chosen.schedules, self.chosen.tokens_a_pass
-        name = f"{facts['shape']}, {facts['precision']}"
         for size in (SMALL, LARGE):
-            parts = {f" ({order})": v for order, v in workloads.gains(berts, size, tokens).items()}
-            title = f"{name}, each gain, sst-2, batches of {size}"
-            self.add("gains", title, parts, ["stock"], "all", facts | {"batch_size": size})
-        variants = workloads.first_code(berts, schedules["half"], LARGE, tokens)
-        title, fair = f"{name}, from the first code to here, sst-2", ["the first code's way"]
+            rows: dict[str, Record] = {}
+            for order, variants in workloads.gains(berts, size, tokens).items():
+                measured = self.measure(variants, ["stock"], "all")
+                rows |= {f"{name} ({order})": row for name, row in measured.items()}
+            self.add("gains", f"each gain, sst-2, batches of {size}", facts | {"batch_size": size}, rows)
         facts = facts | {"batch_size": LARGE}
-        self.add("first code", title, {"": variants}, fair, "without pruning", facts)
+        variants = workloads.first_code(berts, schedules["half"], LARGE, tokens)
+        rows = self.measure(variants, ["the first code's way"], "without pruning")
+        self.add("first code", "from the first code to here, sst-2", facts, rows)
         if berts.dtype == torch.float32:  # as weights in training always are
             variants = workloads.training_steps(berts, schedules, LARGE, self.accelerator)
-            precision = devices.precision_name(self.accelerator)
-            title = f"{facts['shape']}, {precision}, a training step, sst-2"
-            facts = facts | {"precision": precision}
-            self.add("training", title, {"": variants}, ["stock"], OURS, facts, inference=False)
+            facts["precision"] = devices.precision_name(self.accelerator)
+            self.add("training", "a training step, sst-2", facts, self.measure(variants, ["stock"], OURS))
 
-    def add(
-        self,
-        kind: str,
-        title: str,
-        parts: dict[str, dict[str, Variant]],
-        fair: Sequence[str],
-        dense: str,
-        facts: dict[str, Any],
-        inference: bool = True,
-    ) -> None:
-        """Measures a cell.
+    def measure(self, variants: dict[str, Variant], fair: Sequence[str], dense: str) -> dict[str, Record]:
+        """As `timing.measure`, for as long as the settings say."""
+        chosen = self.chosen
+        often: Any = {"passes": chosen.fewest_passes, "at_least_seconds": chosen.seconds_a_cell}
+        return timing.measure(variants, fair=fair, dense=dense, device=self.device, **often)
 
-        Args:
-            parts: what the names of rows end with → variants that are measured together.
-            fair, dense, inference: see `timing.measure`.
-            facts: what else to say of the cell.
-        """
-        rows: dict[str, dict[str, Any]] = {}
-        for ending, variants in parts.items():
-            measured = timing.measure(
-                variants,
-                fair=fair,
-                dense=dense,
-                device=self.device,
-                passes=self.chosen.fewest_passes,
-                at_least_seconds=self.chosen.seconds_a_cell,
-                inference=inference,
-            )
-            rows |= {name + ending: row for name, row in measured.items()}
+    def add(self, kind: str, what: str, facts: dict[str, Any], rows: dict[str, Record]) -> None:
+        """Adds a cell. what: its title, less the model and the precision. facts: what else to say of it."""
+        title = f"{facts.get('shape', 'LSTM')}, {facts['precision']}, {what}"
         self.cells.append({"title": title, "kind": kind, **facts, "rows": rows})
         table = records.markdown(*cell_table(rows))
         print(f"\n{title} ({time.time() - self.started:.0f} s)\n\n{table}", flush=True)

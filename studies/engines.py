@@ -269,7 +269,7 @@ def title_of(cell: dict[str, Any]) -> str:
 
 def random_models(chosen: EngineSettings) -> Builders:
     """All with the same random weights."""
-    berts = Berts.build(chosen.bert_shape, CPU, torch.float32)
+    berts = Berts(chosen.bert_shape, CPU, torch.float32)
     models: Builders = {DENSE: lambda: berts.dense}
     depth = berts.config.num_hidden_layers
     shapes = [*((depth, whole) for whole in chosen.whole_layers), *chosen.cuts]

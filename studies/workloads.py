@@ -5,10 +5,11 @@ The variants of one cell have the same weights and, where nothing else is said, 
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -49,11 +50,9 @@ def draw_lengths(name: str) -> Tensor:
     """(EXAMPLES,) lengths spread evenly over a distribution, shuffled; or all of the one that `name` says."""
     if name.isdigit():
         return torch.full((EXAMPLES,), int(name))
-    table = torch.tensor(LENGTHS[name], dtype=torch.float64)
-    at = torch.linspace(0, len(table) - 1, EXAMPLES, dtype=torch.float64)
-    low = at.floor().long().clamp(max=len(table) - 2)
-    lengths = table[low] + (at - low) * (table[low + 1] - table[low])
-    return lengths.round().long()[torch.randperm(EXAMPLES)]
+    table = LENGTHS[name]
+    lengths = np.interp(np.linspace(0, len(table) - 1, EXAMPLES), range(len(table)), table).round()
+    return torch.from_numpy(lengths).long()[torch.randperm(EXAMPLES)]
 
 
 def draw_words(name: str, vocabulary_size: int) -> Ragged:
@@ -84,28 +83,20 @@ def schedule_of(steps: Steps, layers: int) -> list[float]:
     return rates
 
 
-@dataclass
 class Berts:
-    """BERTs of one shape with the same weights, on the device in one precision.
+    """BERTs of one shape with the same random weights, on the device in one precision.
 
     Attributes:
         weights: fp32, on the CPU.
         stock, dense: transformers' model and ours, without pruning.
     """
 
-    config: PrunedBertConfig
-    weights: bert.State
-    device: torch.device
-    dtype: torch.dtype
-    stock: Any
-    dense: Any
-
-    @classmethod
-    def build(cls, shape: str, device: torch.device, dtype: torch.dtype) -> "Berts":
-        dense = PrunedBertForSequenceClassification(PrunedBertConfig(**SHAPES[shape]))
-        weights = bert.own_copy(dense.state_dict())
-        models = [timing.with_weights(model, device, dtype) for model in (bert.stock_copy(dense), dense)]
-        return cls(dense.config, weights, device, dtype, *models)
+    def __init__(self, shape: str, device: torch.device, dtype: torch.dtype):
+        dense: Any = PrunedBertForSequenceClassification(PrunedBertConfig(**SHAPES[shape]))
+        self.config, self.weights = dense.config, bert.own_copy(dense.state_dict())
+        self.device, self.dtype = device, dtype
+        self.stock: Any = timing.with_weights(bert.stock_copy(dense), device, dtype)
+        self.dense: Any = timing.with_weights(dense, device, dtype)
 
     def pruned(
         self, steps: Steps, method: str, removed_tokens: str = "fused", layers: int | None = None
@@ -242,6 +233,7 @@ def training_steps(
     return variants
 
 
+@torch.inference_mode(False)  # which it is timed in, as all that is timed
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Any], accelerator: Accelerator
 ) -> None:

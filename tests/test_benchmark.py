@@ -24,7 +24,7 @@ STUDENT = "ideal gradients student"
 def berts(monkeypatch):
     monkeypatch.setitem(workloads.SHAPES, "tiny", TINY)
     torch.manual_seed(0)
-    return Berts.build("tiny", CPU, torch.float32)
+    return Berts("tiny", CPU, torch.float32)
 
 
 def batch_of(lengths):
@@ -80,7 +80,7 @@ def test_all_variants_of_a_shape_have_the_same_weights(berts):
 
 def test_bf16_variants_hold_bf16_weights_and_pruners_of_fp32(monkeypatch):
     monkeypatch.setitem(workloads.SHAPES, "tiny", TINY)
-    berts = Berts.build("tiny", CPU, torch.bfloat16)
+    berts = Berts("tiny", CPU, torch.bfloat16)
     pruned = berts.pruned(benchmark.schedules["half"], STUDENT)
     for model in (berts.stock, berts.dense, pruned):
         assert model.bert.encoder.layer[0].intermediate.dense.weight.dtype == torch.bfloat16
