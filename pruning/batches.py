@@ -39,6 +39,11 @@ class Ragged:
         flat = torch.cat([part.flat for part in parts])
         return cls.of(flat, torch.cat([part.lengths for part in parts]), flat.dtype)
 
+    @classmethod
+    def of_padded(cls, values: Tensor, mask: Tensor) -> "Ragged":
+        """From rows (B, T), with items where `mask` (B, T) is True."""
+        return cls(values[mask], _totals(mask.sum(dim=1)))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

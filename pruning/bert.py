@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from ModifiedModelingBert import PrunedBertConfig, PrunedBertForSequenceClassification
 from pruning import bert_folder, caches, methods, schedules, selection, wordpieces
-from pruning.batches import Examples
+from pruning.batches import Examples, Ragged
 from pruning.caches import TaskData
 from pruning.devices import say
 from pruning.errors import UserError
@@ -76,14 +76,14 @@ def check_source(weights_file: Path) -> None:
 
 
 def sentences(
-    vocabulary: Sequence[str], examples: Examples, row: int, kept: tuple[Tensor, ...] | None
+    vocabulary: Sequence[str], examples: Examples, row: int, kept: list[Ragged] | None
 ) -> list[dict[str, list]]:
     """One example as people read it: its words, and the layer before which each was dropped (None: never).
-    kept: of a model's output; None of a dense one."""
+    kept: as `training.Predictions`."""
     words = [vocabulary[i] for i in examples.ids.row(row)]
     dropped: list[str | None] = [None] * len(words)
     for layer, positions in reversed([*enumerate(kept or ())]):
-        alive = set(positions[row].tolist())
+        alive = set(positions.row(row).tolist())
         dropped = [before if i in alive else f"layer {layer}" for i, before in enumerate(dropped)]
     return [{"words": words, "dropped": dropped}]
 

@@ -28,14 +28,14 @@ from pruning.text import UNKNOWN, split_words
 
 
 def sentences(
-    vocabulary: Sequence[str], examples: Examples, row: int, kept: tuple[Tensor, ...] | None
+    vocabulary: Sequence[str], examples: Examples, row: int, kept: list[Ragged] | None
 ) -> list[dict[str, list]]:
     """One example as people read it: for each sentence its words, and "the LSTM" beside each that was
-    dropped. kept: of a model's output; None of a dense one."""
+    dropped. kept: as `training.Predictions`."""
     shown = []
     for i, sentence in enumerate(examples.sentences()):
         words = [vocabulary[word] for word in sentence.row(row)]
-        alive = set(range(len(words))) if kept is None else set(kept[i][row].tolist())
+        alive = set(range(len(words))) if kept is None else set(kept[i].row(row).tolist())
         dropped = [None if position in alive else "the LSTM" for position in range(len(words))]
         shown.append({"words": words, "dropped": dropped})
     return shown

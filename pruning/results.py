@@ -44,25 +44,26 @@ def evaluate_examples(experiment: Experiment, model: Any, data: Inputs) -> Evalu
     if not logits.isfinite().all():
         what = f"{task.name}: the model's answers are NaN or infinite"
         raise UserError(f"{what}; a lower learning rate may help")
-    if kept is None:
-        kept = data.examples.lengths[:, None].expand(-1, len(model.schedule))
-    return evaluation_of(experiment, data.examples, metrics.predictions_of(task, logits), kept)
+    layers = [data.examples] * len(model.schedule) if kept is None else kept
+    tokens = [int(layer.lengths.sum()) for layer in layers]
+    return evaluation_of(experiment, data.examples, metrics.predictions_of(task, logits), tokens)
 
 
 def evaluation_of(
-    experiment: Experiment, examples: Examples, predictions: list[float], kept: Tensor | None
+    experiment: Experiment, examples: Examples, predictions: list[float], tokens: list[int] | None
 ) -> Evaluation:
-    """Metrics and token-layers of one split. kept: (N, L) tokens that each layer processed, or None."""
+    """Metrics and token-layers of one split. tokens: how many each layer processed, or None."""
     task, labels = experiment.data.task, examples.labels.tolist()
     dense = int(examples.lengths.sum()) * experiment.builder.dense_layers
+    total = None if tokens is None else sum(tokens)
     return {
         "examples": len(examples),
         "metrics": metrics.compute(task, labels, predictions),
         "metrics_by_length": metrics.compute_by_length(task, labels, predictions, examples.lengths),
         "token_layers_dense": dense,
-        "token_layers": None if kept is None else int(kept.sum()),
-        "token_layers_kept": None if kept is None else int(kept.sum()) / dense,
-        "tokens_by_layer": None if kept is None else kept.sum(dim=0).tolist(),
+        "token_layers": total,
+        "token_layers_kept": None if total is None else total / dense,
+        "tokens_by_layer": tokens,
         "predictions": predictions,
     }
 
@@ -133,20 +134,13 @@ def in_half_precision(experiment: Experiment, model: Any, timed: Any) -> dict[st
     """What a model's twin with weights in bf16 or fp16 answers to the dev set: its metric, and the share of
     the examples that keep other tokens than in fp32; None of a dense model."""
     task, dev = experiment.data.task, experiment.data.splits["dev"]
-
-    def answers(of: Any) -> tuple[Tensor, dict[int, list[list[int]]]]:
-        logits, kept = torch.empty(len(dev), task.outputs), {}
-        for rows, output in training.outputs(of, Inputs(dev), **experiment.in_batches):
-            logits[rows] = output.logits.float().cpu()
-            layers = [positions.tolist() for positions in output.kept or ()]
-            for i, row in enumerate(rows.tolist()):
-                kept[row] = [[place for place in layer[i] if place >= 0] for layer in layers]
-        return logits, kept
-
-    (logits, kept), other_tokens = answers(timed), None
-    if any(kept.values()):
-        _, kept_in_fp32 = answers(model)
-        other_tokens = sum(kept[row] != kept_in_fp32[row] for row in kept) / len(dev)
+    logits, kept = training.predict(timed, Inputs(dev), **experiment.in_batches)
+    other_tokens = None
+    if kept is not None:
+        in_fp32 = training.predict(model, Inputs(dev), **experiment.in_batches).kept or []
+        twins, rows = list(zip(kept, in_fp32, strict=True)), range(len(dev))
+        others = [row for row in rows if any(not a.row(row).equal(b.row(row)) for a, b in twins)]
+        other_tokens = len(others) / len(dev)
     metric = metrics.primary(task, dev.labels.tolist(), logits)
     return {"metric": metric, "other_tokens": other_tokens}
 
@@ -200,13 +194,12 @@ def write_record(
     pages.write_index()
 
 
-@torch.no_grad()
 def _shown(
     experiment: Experiment, trained: Trained, predictions: list[float], dense: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Examples of the dev set with what was dropped of them, and how many there are of each outcome in the
     whole set. Examples that only the dense model answers right come first. dense: the record of its run."""
-    task, dev = experiment.data.task, experiment.data.splits["dev"]
+    task, dev, builder = experiment.data.task, experiment.data.splits["dev"], experiment.builder
     names = OUTCOMES if dense else DENSE_OUTCOMES
     dense_predictions = dense["splits"]["dev"]["predictions"] if dense else predictions
     right, dense_right = _right(experiment, predictions), _right(experiment, dense_predictions)
@@ -215,17 +208,12 @@ def _shown(
     if not rows or trained.model is None:
         return {"outcomes": {}, "shown": []}
     inputs = inputs_for(experiment, trained.method, dev.take(torch.tensor(rows)))
-    sentences: dict[int, list[dict[str, list]]] = {}
-    in_words = partial(
-        saved.words_by_row, experiment.builder.sentences, experiment.data.vocabulary, inputs.examples
-    )
-    for part, output in training.outputs(trained.model, inputs, **experiment.in_batches):
-        sentences |= in_words(part, output.kept)
+    kept = training.predict(trained.model, inputs, **experiment.in_batches).kept
     answer = "{:.2f}".format if task.is_regression else task.label_name
     shown = [
         {
             "outcome": names[outcomes[row]],
-            "sentences": sentences[i],
+            "sentences": builder.sentences(experiment.data.vocabulary, inputs.examples, i, kept),
             "label": task.label_name(label),
             "answer": answer(predictions[row]),
             "right": bool(right[row]),

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -29,7 +28,7 @@ from pruning.caches import whole_folder
 from pruning.devices import say
 from pruning.errors import UserError
 from pruning.tasks import TASKS, Rows
-from pruning.training import Inputs, outputs
+from pruning.training import Inputs, predict
 
 MODEL = "model"
 CONFIG = "config.json"
@@ -165,16 +164,13 @@ class SavedModel:
     ) -> tuple[Tensor, list[list[dict[str, list]]]]:
         """(N, C) fp32, and the words of each example as in `Answer`, which take longer than the model where
         there are many."""
-        order, logits = [], []
-        words: dict[int, list[dict[str, list]]] = {}
         device = next(self.model.parameters()).device
-        for rows, output in outputs(self.model, Inputs(examples), batch_size=BATCH, device=device):
-            order.append(rows)
-            logits.append(output.logits.float().cpu())
-            if with_words:
-                words |= words_by_row(self.sentences, self.vocabulary, examples, rows, output.kept)
-        in_order = [words.get(row, []) for row in range(len(examples))]
-        return torch.cat(logits)[torch.cat(order).argsort()], in_order
+        logits, kept = predict(self.model, Inputs(examples), batch_size=BATCH, device=device)
+        words = [
+            self.sentences(self.vocabulary, examples, row, kept) if with_words else []
+            for row in range(len(examples))
+        ]
+        return logits, words
 
     def answer(self, texts: Sequence[Text], with_words: bool = True) -> list[Answer]:
         """The model's answers, one for each text. Raises UserError for pairs where sentences are wanted, and
@@ -188,18 +184,6 @@ class SavedModel:
             ]
         best, classes = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
         return [Answer(self.labels[c], p, w) for c, p, w in zip(classes, best, words, strict=True)]
-
-
-def words_by_row(
-    sentences: Callable[..., list[dict[str, list]]],
-    vocabulary: Sequence[str],
-    examples: Examples,
-    rows: Tensor,
-    kept: Any,
-) -> dict[int, list[dict[str, list]]]:
-    """Row → its words as `sentences` tells them, for the rows of one batch. kept: of a model's output."""
-    batch = examples.take(rows)
-    return {row: sentences(vocabulary, batch, i, kept) for i, row in enumerate(rows.tolist())}
 
 
 def load(folder: Path) -> SavedModel:

@@ -6,7 +6,7 @@ A model is called with a batch's tensors, `labels` and `teacher_scores`, and ret
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -80,12 +80,12 @@ class Inputs:
 class Predictions(NamedTuple):
     """A model's answers to all examples, on the CPU.
 
-    logits: (N, C) fp32. kept: (N, L) int64, the tokens that each layer (for the LSTM: each sentence)
-    processed; None where nothing is pruned.
+    logits: (N, C) fp32. kept: for each layer (for the LSTM: each sentence) the positions of the tokens that
+    it processed, a row for each example; None where nothing is pruned.
     """
 
     logits: Tensor
-    kept: Tensor | None
+    kept: list[Ragged] | None
 
 
 # --- Training --------------------------------------------------------------------------------
@@ -222,25 +222,19 @@ def state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def outputs(
-    model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Any]]:
-    """Rows and the model's output for them, in evaluation mode, in length-sorted batches, without a look at
-    labels."""
+def predict(model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device) -> Predictions:
+    """The model's answers to all examples, in fp32: in evaluation mode, in length-sorted batches, without a
+    look at labels."""
     model.to(device).eval()
     memory, groups = Memory(), batches.sorted_batches(data.examples.lengths, batch_size)
+    order, logits, kept = [], [], []
     is_shown = None if PartialState().is_main_process else True  # None: in a terminal
     for rows in tqdm(groups, desc="answers", leave=False, delay=BAR_AFTER, disable=is_shown):
-        yield from memory.run(rows, lambda piece: (piece, model(**data.batch(piece, device))))
-
-
-def predict(model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device) -> Predictions:
-    """The model's answers to all examples, in fp32; see `outputs`."""
-    order, logits, kept = [], [], []
-    for rows, output in outputs(model, data, batch_size=batch_size, device=device):
-        order.append(rows)
-        logits.append(output.logits.float().cpu())
-        if output.kept is not None:
-            kept.append(torch.stack([(places >= 0).sum(dim=1) for places in output.kept], dim=1).cpu())
+        for piece, output in memory.run(rows, lambda piece: (piece, model(**data.batch(piece, device)))):
+            order.append(piece)
+            logits.append(output.logits.float().cpu())
+            positions = [layer.cpu() for layer in output.kept or ()]
+            kept.append([Ragged.of_padded(layer, layer >= 0) for layer in positions])
     back = torch.cat(order).argsort()
-    return Predictions(torch.cat(logits)[back], torch.cat(kept)[back] if kept else None)
+    by_layer = [Ragged.joined(parts)[back] for parts in zip(*kept, strict=True)]
+    return Predictions(torch.cat(logits)[back], by_layer or None)
