@@ -102,12 +102,10 @@ class BertBuilder:
         self.pretrained, self.data, self.dense_layers = pretrained, data, pretrained.layers
         self.schedule = checked_schedule(settings, self.dense_layers, data.task.kind, script)
         self.layers = len(self.schedule)
-        self.removed_tokens = settings.removed_tokens
         self.most_tokens = pretrained.config["max_position_embeddings"]
         self.key_fields = pretrained.key_fields
-        of_pruning = {"removed_tokens": self.removed_tokens, "layers": self.layers}
+        of_pruning = {"removed_tokens": settings.removed_tokens, "layers": self.layers}
         self.pruning_fields: dict[str, Any] = {"pruning": self.schedule, **of_pruning}
-        self.pruning_text = f"{self.schedule}, {self.removed_tokens}"
         self.pruned = [layer for layer, rate in enumerate(self.schedule) if rate > 0]
         self.pruned_layers = [f"layer {layer}" for layer in self.pruned]
 
@@ -126,31 +124,17 @@ class BertBuilder:
             config.pruning_schedule = self.schedule
             config.pruning_methods = method
             config.pruning_seed = seed
-            config.removed_tokens = self.removed_tokens
+            config.removed_tokens = self.pruning_fields["removed_tokens"]
         model = PrunedBertForSequenceClassification.from_pretrained(
             None, config=config, state_dict=own_copy(state or self.pretrained.weights)
         )
         methods.set_frequencies(model, self.data.counts)
         return model
 
-    def methods_used(self, method: str | list[str]) -> list[str]:
-        """The methods of the layers that prune; one name where it is the same for all of them."""
-        if isinstance(method, str):
-            return [method] if self.pruned else []
-        return [method[layer] for layer in self.pruned]
-
-    def is_upper_bound(self, method: str | list[str]) -> bool:
-        """Whether a run cannot be deployed, because a teacher prunes."""
-        return any(map(methods.is_teacher, self.methods_used(method)))
-
-    def method_name(self, method: str | list[str]) -> str:
-        """A method's name in records and tables."""
-        return " + ".join(self.methods_used(method)) or methods.NO_PRUNING
-
-    def teachers_of(self, method: str | list[str]) -> dict[Place, str]:
-        """Which layer needs which teacher's scores."""
-        by_layer = methods.methods_by_layer(method, self.layers)
-        return {layer: name for layer in self.pruned if (name := methods.teacher_of(by_layer[layer]))}
+    def methods_used(self, method: str | list[str]) -> dict[Place, str]:
+        """Layer → its method, of those that prune."""
+        by_layer = [method] * self.layers if isinstance(method, str) else method
+        return {layer: by_layer[layer] for layer in self.pruned}
 
     def dense_variants(self, dense: nn.Module) -> dict[str, nn.Module]:
         """What a pruned model is timed beside: variant → model."""

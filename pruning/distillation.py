@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -52,16 +53,13 @@ def distillation_set(
         answer: the dense model's answers (N, C) to examples.
         special: ids of special tokens, which no copy lacks.
     """
-    parts, all_kept = [originals], []
-    for number in range(1, 1 + arguments.augmented_copies):
-        copy, kept = batches.drop_words(originals, arguments.word_dropout, special, 1_000 * seed + number)
-        parts.append(copy)
-        all_kept.append(kept)
-    examples = batches.joined(parts) if all_kept else originals
+    share, numbers = arguments.word_dropout, range(1, 1 + arguments.augmented_copies)
+    copies = [batches.drop_words(originals, share, special, 1_000 * seed + number) for number in numbers]
+    examples = batches.joined([originals, *(copy for copy, _ in copies)]) if copies else originals
     logits = answer(examples)
     said = torch.tensor(metrics.predictions_of(task, logits[len(originals) :]))
     labels = torch.cat([originals.labels, said.to(originals.labels.dtype)])
-    return DistillationSet(replace(examples, labels=labels), logits, all_kept)
+    return DistillationSet(replace(examples, labels=labels), logits, [kept for _, kept in copies])
 
 
 def score_examples(
@@ -70,24 +68,22 @@ def score_examples(
     *,
     batch_size: int,
     device: torch.device,
-    quiet: bool = False,
 ) -> dict[Any, Ragged]:
     """What `score` says of every batch (place → (B, T)), as place → one row of fp32 for each example."""
-    groups = batches.sorted_batches(examples.lengths, batch_size)
-    found: dict[Any, Tensor] = {}
+    memory, groups = Memory(), batches.sorted_batches(examples.lengths, batch_size)
 
-    def add(rows: Tensor) -> None:
+    def scored(rows: Tensor) -> tuple[Tensor, dict[Any, Ragged]]:
+        found = {}
         for place, scores in score(batches.to_device(examples.batch(rows), device)).items():
-            sequences = sequences_of(examples, place)
-            flat = found.setdefault(place, torch.empty(len(sequences.flat)))
-            columns = torch.arange(scores.shape[1])
-            real = columns < sequences.lengths[rows][:, None]
-            flat[(sequences.offsets[rows][:, None] + columns)[real]] = scores.float().cpu()[real]
+            lengths = sequences_of(examples, place).lengths[rows]
+            real = torch.arange(scores.shape[1]) < lengths[:, None]
+            found[place] = Ragged.of_padded(scores.float().cpu(), real)
+        return rows, found
 
-    memory = Memory()
-    for rows in tqdm(groups, desc="teacher", leave=None, disable=quiet):
-        memory.run(rows, add)
-    return {place: Ragged(flat, sequences_of(examples, place).offsets) for place, flat in found.items()}
+    bar = tqdm(groups, desc="teacher", leave=None, disable=not PartialState().is_main_process)
+    order, found = zip(*(part for rows in bar for part in memory.run(rows, scored)), strict=True)
+    back = torch.cat(order).argsort()
+    return {place: Ragged.joined([part[place] for part in found])[back] for place in found[0]}
 
 
 def sequences_of(examples: Examples, place: Place) -> Ragged:

@@ -82,7 +82,7 @@ class Experiment:
             return {**self.key_fields, "method": BAG_OF_WORDS, "seed": 0}
         return {
             "task": self.data.task.name,
-            "method": self.builder.method_name(method),
+            "method": self.name_of(method),
             "methods": method,
             "seed": self.seed,
             "dense": {name: value for name, value in self.key_fields.items() if name != "seed"},
@@ -96,8 +96,16 @@ class Experiment:
 
     def saves(self, method: Method) -> bool:
         """Whether the model of a run is kept: an upper bound cannot be deployed."""
-        may = self.settings.save_models and method != BAG_OF_WORDS
-        return may and not self.builder.is_upper_bound(method)
+        return self.settings.save_models and method != BAG_OF_WORDS and not self.is_upper_bound(method)
+
+    def name_of(self, method: Method) -> str:
+        """A method's name in records and tables: of a list, the methods of the layers that prune."""
+        used = [*self.builder.methods_used(method).values()]
+        return " + ".join(used[:1] if isinstance(method, str) else used) or methods.NO_PRUNING
+
+    def is_upper_bound(self, method: Method) -> bool:
+        """Whether a run cannot be deployed, because a teacher prunes."""
+        return any(map(methods.is_teacher, self.builder.methods_used(method).values()))
 
     def train(self, method: Method) -> Trained:
         """The dense model, from cache/ or fine-tuned; or a pruned one, trained from it."""
@@ -115,8 +123,8 @@ class Experiment:
     def fields_with_weights(self) -> dict[str, Any]:
         """What decides whatever is made with the dense model: its weights too, for a GPU does not train it
         twice alike."""
-        weights = training.state_on_cpu(self.dense())
-        return {**self.key_fields, "weights": caches.fingerprint_of_tensors(weights)}
+        weights = caches.fingerprint_of_tensors(training.state_on_cpu(self.dense()))
+        return {**self.key_fields, "weights": weights}
 
     def forget(self) -> None:
         """Lets go of the dense model, which is in cache/."""
@@ -142,7 +150,7 @@ class Experiment:
         data = self.distillation_set().with_scores(scores)
         set_seed(self.seed)
         model: Any = self.builder.build(method, self.seed, state)
-        curve = self.fit(model, data, self.pruned_arguments, self.builder.method_name(method), rates_at)
+        curve = self.fit(model, data, self.pruned_arguments, self.name_of(method), rates_at)
         calibrate(self, model, method)
         return model.eval(), curve
 
@@ -161,10 +169,10 @@ class Experiment:
         if self._distillation_set is None:
             dense, arguments = self.dense(), self.pruned_arguments
             copies = {name: getattr(arguments, name) for name in ("augmented_copies", "word_dropout")}
+            fields = self.fields_with_weights() | copies
 
             def answer(examples: Examples) -> Tensor:
                 ask = partial(training.predict, dense, Inputs(examples), **self.in_batches)
-                fields = self.fields_with_weights() | copies
                 return self.store.made_once("answers", fields, lambda: ask().logits)
 
             special = [self.data.vocabulary.index(token) for token in self.builder.special_tokens]
@@ -178,25 +186,17 @@ class Experiment:
     ) -> dict[Place, Ragged] | None:
         """The teachers' scores of `examples`, or None where the method needs none. With `keep` they are
         computed once for a dense model and kept in cache/."""
-        wanted = self.builder.teachers_of(method)
+        used = self.builder.methods_used(method).items()
+        wanted = {place: teacher for place, name in used if (teacher := methods.teacher_of(name))}
         if not wanted:
             return None
-        dense = self.dense()
-
-        def scores() -> dict[Place, Tensor]:
-            found = distillation.score_examples(
-                examples,
-                lambda batch: teachers.score(dense, batch, wanted, self.builder.teachers),
-                **self.in_batches,
-                quiet=not self.accelerator.is_main_process,
-            )
-            return {place: rows.flat for place, rows in found.items()}
-
-        by_place = {str(place): name for place, name in wanted.items()}
-        fields = self.fields_with_weights() | {"teachers": by_place}
-        flat = self.store.made_once("scores", fields, scores) if keep else scores()
-        offsets = {place: distillation.sequences_of(examples, place).offsets for place in wanted}
-        return {place: Ragged(flat[place], offsets[place]) for place in wanted}
+        score = partial(teachers.score, self.dense(), wanted=wanted, teachers=self.builder.teachers)
+        ask = partial(distillation.score_examples, examples, score, **self.in_batches)
+        if not keep:
+            return ask()
+        fields = self.fields_with_weights() | {"teachers": {str(p): name for p, name in wanted.items()}}
+        flat = self.store.made_once("scores", fields, lambda: {p: rows.flat for p, rows in ask().items()})
+        return {p: Ragged(flat[p], distillation.sequences_of(examples, p).offsets) for p in wanted}
 
 
 def fine_tune(experiment: Experiment) -> tuple[Any, Curve]:
@@ -211,7 +211,7 @@ def fine_tune(experiment: Experiment) -> tuple[Any, Curve]:
 
 def inputs_for(experiment: Experiment, method: Method, examples: Examples) -> Inputs:
     """What a trained model reads: examples, with scores where a teacher prunes. Labels are not looked at."""
-    scores = experiment.scores_for(method, examples) if experiment.builder.is_upper_bound(method) else None
+    scores = experiment.scores_for(method, examples) if experiment.is_upper_bound(method) else None
     return Inputs(examples, scores)
 
 
@@ -231,7 +231,7 @@ def methods_of(experiment: Experiment) -> list[Method]:
     pruners, only the first."""
     by_name: dict[str, Method] = {}
     for method in experiment.settings.pruning_methods:
-        by_name.setdefault(experiment.builder.method_name(method), method)
+        by_name.setdefault(experiment.name_of(method), method)
     return [DENSE, *by_name.values()]
 
 

@@ -54,36 +54,24 @@ class LstmBuilder:
     sentences = staticmethod(sentences)
 
     def __init__(self, data: TaskData, settings: LstmSettings):
-        self.data, self.rate, self.removed_tokens = data, settings.target_prune_rate, settings.removed_tokens
-        self.is_pair = data.task.kind == "pair"
+        self.data, self.rate, self.is_pair = data, settings.target_prune_rate, data.task.kind == "pair"
         self.key_fields: dict[str, Any] = {}
-        self.pruning_fields = {"pruning": self.rate, "removed_tokens": self.removed_tokens}
-        self.pruning_text = f"{self.rate}, {self.removed_tokens}"
+        self.pruning_fields = {"pruning": self.rate, "removed_tokens": settings.removed_tokens}
 
-    def is_upper_bound(self, method: Any) -> bool:
-        """Whether a run cannot be deployed, because a teacher prunes."""
-        return self.rate > 0 and methods.is_teacher(method)
-
-    def method_name(self, method: Any) -> str:
-        """A method's name in records and tables."""
-        return method if self.rate > 0 else methods.NO_PRUNING
+    def methods_used(self, method: Any) -> dict[Place, str]:
+        """Sentence → its method, where words are removed."""
+        places: tuple[Place, ...] = ("first", "second") if self.is_pair else ("first",)
+        return dict.fromkeys(places, method) if self.rate > 0 else {}
 
     def build(self, method: Any, seed: int, state: dict[str, Tensor] | None = None) -> PrunedLstmClassifier:
         """A model for the task: dense for no method; fresh, or from the `state` of a dense one."""
         sizes = len(self.data.vocabulary), self.data.task.outputs
-        pruning = {"method": method, "rate": self.rate, "seed": seed, "removed_tokens": self.removed_tokens}
-        model = PrunedLstmClassifier(*sizes, pair=self.is_pair, **pruning)
+        pruning: Any = {"rate": self.rate, "removed_tokens": self.pruning_fields["removed_tokens"]}
+        model = PrunedLstmClassifier(*sizes, pair=self.is_pair, method=method, seed=seed, **pruning)
         if state is not None:
             model.load_state_dict(state, strict=False)
         methods.set_frequencies(model, self.data.counts)
         return model
-
-    def teachers_of(self, method: Any) -> dict[Place, str]:
-        """Which sentence needs which teacher's scores."""
-        teacher = methods.teacher_of(method)
-        if teacher is None or self.rate == 0:
-            return {}
-        return dict.fromkeys(("first", "second") if self.is_pair else ("first",), teacher)
 
     def dense_variants(self, dense: nn.Module) -> dict[str, nn.Module]:
         """What a pruned model is timed beside: variant → model."""

@@ -90,7 +90,7 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
         (of one example alone, median); of the model itself `in_half_precision`, where weights are in bf16 or
         fp16. None for an upper bound.
     """
-    if experiment.builder.is_upper_bound(trained.method):
+    if experiment.is_upper_bound(trained.method):
         return None
     settings, device = experiment.settings, experiment.accelerator.device
     models = experiment.builder.dense_variants(experiment.dense())
@@ -158,7 +158,7 @@ def write_record(
     if not experiment.accelerator.is_main_process:
         return
     task, fields = experiment.data.task.name, experiment.key_fields_of(trained.method)
-    pruning = experiment.builder.pruning_text if trained.method not in (DENSE, BAG_OF_WORDS) else ""
+    is_pruned = trained.method not in (DENSE, BAG_OF_WORDS)
     device, precision = experiment.accelerator.device, devices.precision_name(experiment.accelerator)
     dense = None if trained.method == DENSE else records.read(experiment.folder_of(DENSE))
     content = {
@@ -167,7 +167,7 @@ def write_record(
         "model": experiment.builder.name,
         "task": task,
         "method": fields["method"],
-        "pruning": pruning,
+        "pruning": "{pruning}, {removed_tokens}".format_map(fields) if is_pruned else "",
         "seed": fields["seed"],
         "sample": experiment.data.sample,
         "training": f"{len(experiment.train_examples)} rows",
@@ -175,9 +175,9 @@ def write_record(
         "key_fields": fields,
         "splits": evaluations,
         "timings": timings,
-        "untimed": "upper bound" if experiment.builder.is_upper_bound(trained.method) else "",
+        "untimed": "upper bound" if experiment.is_upper_bound(trained.method) else "",
         "loss_curve": trained.curve,
-        "pruned_layers": experiment.builder.pruned_layers if pruning else [],
+        "pruned_layers": experiment.builder.pruned_layers if is_pruned else [],
         **_shown(experiment, trained, evaluations["dev"]["predictions"], dense),
     }
     folder = experiment.folder_of(trained.method)

@@ -315,7 +315,7 @@ def test_where_other_tasks_are_prepared_the_runner_says_so(bert):
 def test_a_rate_of_0_has_one_key_however_it_is_written(bert):
     runs = [experiment(pruning_schedule=schedule) for schedule in ([0, 0.5, 0], [0.0, 0.5, 0])]
     assert len({records.key_of(run.key_fields_of("random")) for run in runs}) == 1
-    assert experiment(pruning_schedule=[0, 0, 0]).builder.method_name(["head"] * 3) == "no pruning"
+    assert experiment(pruning_schedule=[0, 0, 0]).name_of(["head"] * 3) == "no pruning"
 
 
 def test_where_nothing_is_pruned_all_methods_are_one_run(bert, lstm):
