@@ -30,7 +30,7 @@ CODE = (  # what a saved model runs elsewhere: these import each other and insta
     ROOT / "ModifiedModelingBert.py",
     *(ROOT / "pruning" / f"{module}.py" for module in ("selection", "losses", "teachers")),
     *(ROOT / "pruning" / f"{module}.py" for module in ("pruners", "student")),
-    *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "plan", "unpadding", "tokens")),
+    *(ROOT / "pruning" / f"{module}.py" for module in ("methods", "layers", "plan", "tokens")),
 )
 OF_PRUNING = {"model_type", *PrunedBertConfig.__annotations__}  # what a stock configuration has not
 

@@ -21,7 +21,7 @@ from pruning.layers import FastPaths, run_flat
 from pruning.lstm_model import PrunedLstmClassifier, maximum_over_time
 from pruning.selection import TokenFusion, Tokens, gather
 from pruning.student import StudentPruner
-from pruning.unpadding import Unpadding
+from pruning.tokens import Unpadding
 
 TYPICAL_LENGTH = 128  # tokens of a sentence, for what has to be decided once for all lengths
 EXAMPLE = (3, 37)  # B and T that a graph is traced with; neither stays
@@ -83,16 +83,15 @@ class BertGraph(Graph):
     ) -> tuple[Tensor, ...]:
         bert, mask = self.model.bert, attention_mask.bool()
         encoder, kept, typical = bert.encoder, [], TYPICAL_LENGTH
-        tokens, read = _start(bert.embeddings(input_ids, token_type_ids), mask, input_ids), None
+        read = tokens = _start(bert.embeddings(input_ids, token_type_ids), mask, input_ids)
         for start, end in encoder.segments():
             if start in self.pruned:
-                if self.model.config.removed_tokens == "readable":
-                    read = read or tokens
                 rate = encoder.schedule[start]
                 tokens = self._prune(start, tokens, rate)
+                read = read if self.model.config.removed_tokens == "readable" else tokens
                 typical = selection.count_kept(typical, rate)
                 kept.append(tokens.kept_positions())
-            tokens, read = _run(encoder.layer[start:end], tokens, read, typical, end == len(encoder.layer))
+            read, tokens = _run(encoder.layer[start:end], read, tokens, typical, end == len(encoder.layer))
         return self.model.classifier(bert.pooler(tokens.states)), *kept
 
     def _prune(self, layer: int, tokens: Tokens, rate: float) -> Tokens:
@@ -106,35 +105,33 @@ class BertGraph(Graph):
 
 
 def _run(
-    segment: Sequence[Any], tokens: Tokens, read: Tokens | None, typical: int, is_last: bool
-) -> tuple[Tokens, Tokens | None]:
+    segment: Sequence[Any], read: Tokens, tokens: Tokens, typical: int, is_last: bool
+) -> tuple[Tokens, Tokens]:
     """As layers.run_layers, with sizes left free: padding stays, on the right, and positions are columns.
 
     Args:
-        read: all tokens, where removed ones are still read; None where nothing sees them again.
-        typical: tokens that are updated.
+        read: all tokens that are read: where removed ones are not, `tokens`.
+        tokens: those that are updated.
+        typical: how many of them.
     """
-    whole: Any = read or tokens
-    (rows, updated), width = tokens.mask.shape, whole.mask.shape[1]
+    (rows, updated), width, is_all = tokens.mask.shape, read.mask.shape[1], read is tokens
     first = torch.arange(rows) * width
     lie = Unpadding(
-        (rows, width),
         [(rows, width, updated)],
         first,
-        mask=whole.mask[:, None, None],
-        typical=[(1, typical if read is None else TYPICAL_LENGTH, typical)],
+        mask=read.mask[:, None, None],
+        typical=[(1, typical if is_all else TYPICAL_LENGTH, typical)],
     )
-    queries = None
-    if read is not None:  # where an example has fewer tokens, its last column is padding
+    if not is_all:  # where an example has fewer tokens, its last column is padding
         columns = tokens.positions.masked_fill(~tokens.mask, width - 1)
-        queries = (first[:, None] + columns).flatten()
-    states = run_flat(segment, lie.flatten(whole.states), lie, queries, PATHS, is_last)
+        lie.queries = (first[:, None] + columns).flatten()
+    assert read.states is not None
+    states = run_flat(segment, read.states.flatten(0, 1), lie, PATHS, is_last)
     if is_last:
-        return replace(tokens, states=states[:, None]), None
-    states = lie.unflatten(states)
-    if read is None:
-        return replace(tokens, states=states), None
-    return replace(tokens, states=gather(states, tokens.positions)), replace(read, states=states)
+        return read, replace(tokens, states=states[:, None])
+    states = states.view(rows, width, -1)
+    read = replace(read, states=states)
+    return read, read if is_all else replace(tokens, states=gather(states, tokens.positions))
 
 
 class LstmGraph(Graph):

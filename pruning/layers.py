@@ -27,8 +27,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertIntermediate, BertLayer, BertSelfAttention
 
 from pruning.plan import LayoutOptions
-from pruning.tokens import FlatTokens
-from pruning.unpadding import Unpadding
+from pruning.tokens import FlatTokens, Unpadding
 
 # oneDNN's product, which torch.compile uses on x86 (torch 2.13). PyTorch's own (MKL) is as fast for many
 # tokens and faster for one to three, but takes up to twice as long for FEW_TOKENS, and reads the inner layer
@@ -80,32 +79,27 @@ def run_layers(
 ) -> FlatTokens:
     """Layers with no pruner between them; see `run_flat`. Without cuDNN's attention, which takes seconds at
     each new shape and gives NaN at some (PyTorch's issue 196678)."""
-    paths = _possible(paths, tokens.states)
-    has_cudnn = tokens.states.device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
+    paths = _possible(paths, tokens.read)
+    has_cudnn = tokens.read.device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
     if has_cudnn:
         torch.backends.cuda.enable_cudnn_sdp(False)
     try:
-        states = run_flat(segment, tokens.states, tokens.unpadding, tokens.queries, paths, only_first)
+        states = run_flat(segment, tokens.read, tokens.unpadding, paths, only_first)
     finally:
         if has_cudnn:
             torch.backends.cuda.enable_cudnn_sdp(True)
-    return replace(tokens, states=states)
+    return replace(tokens, read=states)
 
 
 def run_flat(
-    segment: Sequence[BertLayer],
-    states: Tensor,
-    unpadding: Unpadding,
-    queries: Tensor | None,
-    paths: FastPaths,
-    only_first: bool,
+    segment: Sequence[BertLayer], states: Tensor, unpadding: Unpadding, paths: FastPaths, only_first: bool
 ) -> Tensor:
     """Layers over tokens as they lie, (N, H) to (N, H).
 
     Args:
-        queries: (Q,) the tokens that are updated, all being read; None for all.
         only_first: with `paths.cls_only` the last layer gives the first token of each sequence alone, (B, H).
     """
+    queries = unpadding.queries
     updated = states if queries is None else states.index_select(0, queries)
     for i, layer in enumerate(segment, start=1):
         if only_first and paths.cls_only and i == len(segment):
@@ -120,17 +114,17 @@ def run_stock_layers(
     segment: Sequence[BertLayer], tokens: FlatTokens, config: Any, **kwargs: Any
 ) -> FlatTokens:
     """The same by the stock layers. Tokens that are only read are computed too, and then put back."""
-    unpadding, queries = tokens.unpadding, tokens.queries
-    states = unpadding.unflatten(tokens.states)
+    unpadding, queries = tokens.unpadding, tokens.unpadding.queries
+    states = tokens.read.unflatten(0, (len(unpadding.first), -1))  # padding stays
     mask = None if unpadding.mask is None else unpadding.mask[:, 0, 0] == 0
     attention_mask = create_bidirectional_mask(config, states, mask)  # as stock's attention wants it
     for layer in segment:
         computed = layer(states, attention_mask, **kwargs)
         if queries is not None:
             updated = computed.flatten(0, 1).index_select(0, queries)
-            computed = unpadding.unflatten(states.flatten(0, 1).index_copy(0, queries, updated))
+            computed = states.flatten(0, 1).index_copy(0, queries, updated).view(states.shape)
         states = computed
-    return replace(tokens, states=states.flatten(0, 1))
+    return replace(tokens, read=states.flatten(0, 1))
 
 
 def layout_options(encoder: Any, states: Tensor, paths: FastPaths | None) -> LayoutOptions:

@@ -261,6 +261,11 @@ class WholeBatch:
         flat = rows.ravel() if self.layout.padded else rows[self.order][self.real[self.order]]
         return send([flat], self.options.device)[0]
 
+    def flat(self, aligned: Tensor) -> Tensor:
+        """(B, T, …) as the batch has it → (N, …), by the tables on the device."""
+        flat, index = aligned.flatten(0, 1), self.tables.get("index")
+        return flat if index is None else flat.index_select(0, index)
+
     def in_rows(self, aligned: Tensor) -> Tensor:
         """(B, …) as the batch has it → (R, …)."""
         if "back" not in self.tables:

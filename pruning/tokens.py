@@ -4,32 +4,91 @@ Shapes: B examples, R = B rows as they lie, W columns of the longest, N slots of
 positions and K of them kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from pruning.plan import Layout, LayoutOptions, Step, WholeBatch, send, send_tables
+from pruning.plan import Groups, Layout, LayoutOptions, Step, WholeBatch, groups_of, send, send_tables
 from pruning.selection import TokenFusion, Tokens
-from pruning.unpadding import Unpadding
 
 
+@dataclass
+class Unpadding:
+    """How tokens lie in a flat tensor (N, H) while layers work on them, and which of them are updated.
+
+    Either padding stays, or only real tokens are left and longer sequences come first, so that sequences of
+    one length are neighbours.
+
+    Attributes:
+        groups: neighbours of one length: (how many sequences, tokens of each, of them updated).
+        first: (R,) int64, the first real token of each sequence.
+        mask: (R, 1, 1, W) for the attention, 0 at real tokens and -∞ elsewhere (of booleans it would make
+            numbers in each layer), or in a traced graph bool, True at real tokens; None without padding.
+        ends: (R + 1,) int32, where sequences end, of the tokens that are updated, of those that are read, and
+            of one token of each; where one call of the attention serves all lengths (varlen).
+        queries: (Q,) int64, the slots of the tokens that are updated, where others are read too; None: all.
+        typical: stands for `groups` where it is to be decided what pays, in a graph that leaves sizes free.
+    """
+
+    groups: Groups
+    first: Tensor
+    mask: Tensor | None = None
+    ends: tuple[Tensor, Tensor, Tensor] | None = None
+    queries: Tensor | None = None
+    typical: Groups | None = None
+
+    @classmethod
+    def of(cls, layout: Layout, tables: dict[str, Tensor], dtype: torch.dtype) -> "Unpadding":
+        """tables: `Layout.arrays` on the device. dtype: of the states."""
+        mask, ends = tables.get("mask"), tables.get("ends")
+        mask = None if mask is None else mask.to(dtype)
+        of_all = None if ends is None else (ends[0], ends[0], ends[1])
+        return cls(groups_of(layout, layout), tables["first"], mask, of_all)
+
+    def with_first_as_query(self) -> "Unpadding":
+        """The same tokens to read, of which one of each sequence is updated."""
+
+        def alone(groups: Groups) -> Groups:
+            return [(rows, width, 1) for rows, width, _ in groups]
+
+        ends = None if self.ends is None else (self.ends[2], *self.ends[1:])
+        return replace(self, groups=alone(self.groups), typical=alone(self.typical or self.groups), ends=ends)
+
+    def spans(self) -> Iterator[tuple[int, slice, slice]]:
+        """For each group: its sequences, where the tokens lie that it updates, and those that it reads."""
+        if len(self.groups) == 1:
+            yield self.groups[0][0], slice(None), slice(None)
+            return
+        start, first = 0, 0
+        for rows, width, updated in self.groups:
+            yield rows, slice(first, first + rows * updated), slice(start, start + rows * width)
+            start, first = start + rows * width, first + rows * updated
+
+
+@dataclass(eq=False)
 class Trail:
-    """Where the tokens that a layer updates come from; looked up when asked for."""
+    """Where the tokens that a layer updates come from; looked up when asked for.
 
-    def __init__(
-        self, whole: WholeBatch, layout: Layout, picked: Tensor | None = None, before: "Trail | None" = None
-    ):
-        self.whole, self.layout, self._picked, self._before = whole, layout, picked, before
+    Attributes:
+        layout: of these tokens.
+        picked: (N,) their slots in the layout `before`; None at the start.
+    """
+
+    whole: WholeBatch
+    layout: Layout
+    picked: Tensor | None = None
+    before: "Trail | None" = None
 
     @cached_property
     def slots(self) -> Tensor | None:
         """(N,) the slots that they had at the start; None: the same."""
-        earlier = self._before.slots if self._before else None
-        picked = self._picked
+        earlier = self.before.slots if self.before else None
+        picked = self.picked
         return picked if earlier is None or picked is None else earlier.index_select(0, picked)
 
     def of_whole(self, aligned: Tensor) -> Tensor:
@@ -89,20 +148,18 @@ class FlatTokens:
     """A batch on its way through BERT.
 
     Attributes:
-        states: (N, H) the input of the next layer; of readable tokens, of all that are read.
+        read: (N, H) the input of the next layer; of readable tokens, of all that are read.
         unpadding: how they lie, for the layers.
         trail: which tokens are updated.
         ahead: the steps to come.
-        queries: (Q,) the slots of the tokens that are updated, where others are read too.
     """
 
     keeps_first: ClassVar[bool] = True
 
-    states: Tensor
+    read: Tensor
     unpadding: Unpadding
     trail: Trail
     ahead: list[Step]
-    queries: Tensor | None = None
 
     @classmethod
     def start(
@@ -124,7 +181,7 @@ class FlatTokens:
         steps = whole.steps(rates)
         send_tables([whole.tables, *(step.tables for step in steps)], options.device)
         unpadding = Unpadding.of(whole.layout, whole.tables, states.dtype)
-        return cls(unpadding.flatten(states), unpadding, Trail(whole, whole.layout), steps)
+        return cls(whole.flat(states), unpadding, Trail(whole, whole.layout), steps)
 
     @property
     def lengths(self) -> list[int]:
@@ -135,35 +192,32 @@ class FlatTokens:
     def ids(self) -> Tensor | None:
         """(N,) of the tokens that are updated."""
         whole = self.trail.whole
-        if whole.ids is None:
-            return None
-        ids, index = whole.ids.flatten(), whole.tables.get("index")
-        return self.trail.of_whole(ids if index is None else ids.index_select(0, index))
+        return None if whole.ids is None else self.trail.of_whole(whole.flat(whole.ids))
 
     @property
     def positions(self) -> Tensor:
         """(N,) of the tokens that are updated, in their sentences."""
         return self.trail.of_whole(self.trail.whole.positions)
 
-    def updated(self) -> "FlatTokens":
-        """With the states of the tokens that are updated alone."""
-        if self.queries is None:
-            return self
-        return replace(self, states=self.states.index_select(0, self.queries), queries=None)
+    @cached_property
+    def states(self) -> Tensor:
+        """(N, H) of the tokens that are updated."""
+        queries = self.unpadding.queries
+        return self.read if queries is None else self.read.index_select(0, queries)
 
     def seen_by(self, pruner: Any, teacher_scores: Tensor | None) -> tuple[Any, Tensor | None]:
         """The tokens that are updated as a pruner reads them, and teacher scores (B, T) in the same rows."""
         if not (pruner.training or pruner.needs_grid):
-            return self.updated(), None
+            return self, None
         aligned = None if teacher_scores is None else self.trail.whole.in_rows(teacher_scores)
         return self.on_grid(), aligned
 
     def on_grid(self) -> Tokens:
         """The tokens that are updated in rows and columns, as pruners that look at a whole sentence want."""
         whole, layout, ids, table = self.trail.whole, self.trail.layout, self.ids, self.trail.layout.table()
-        mask, real = send([layout.real, whole.real], self.states.device)
+        mask, real = send([layout.real, whole.real], self.read.device)
         return Tokens(
-            on_grid(self.updated().states, table, 0),
+            on_grid(self.states, table, 0),
             mask,
             on_grid(self.positions, table, 0),
             None if ids is None else on_grid(ids, table, 0),
@@ -177,11 +231,12 @@ class FlatTokens:
         whole = self.trail.whole
         if self.trail.layout is whole.layout and whole.places is None:
             return self.states.view(*whole.real.shape, -1)
-        return self.trail.in_batch(self.updated().states, 0)
+        return self.trail.in_batch(self.states, 0)
 
     def firsts_in_batch(self) -> Tensor:
         """(B, 1, H) where the last layer gave the states of first tokens alone."""
-        return self.unpadding.in_order(self.states)[:, None]
+        back = self.trail.whole.tables.get("back")
+        return (self.read if back is None else self.read.index_select(0, back))[:, None]
 
     def keep(
         self, scores: Tensor | None, lengths: list[int], fusion: TokenFusion | None = None
@@ -194,15 +249,16 @@ class FlatTokens:
             send_tables([step.tables], whole.options.device)
         kept, removed = step.pick(scores)
         trail = Trail(whole, step.layout, kept, self.trail)
-        new = replace(self, trail=trail, ahead=ahead)
         if whole.options.readable:
-            unpadding = self.unpadding.with_queries(whole.layout, step.layout, step.tables.get("ends"))
-            return replace(new, queries=trail.slots, unpadding=unpadding)
-        unpadding = Unpadding.of(step.layout, step.tables, self.states.dtype)
-        states = self.states.index_select(0, kept)
+            groups, ends = groups_of(whole.layout, step.layout), self.unpadding.ends
+            if ends is not None:
+                ends = (step.tables["ends"][0], *ends[1:])
+            unpadding = replace(self.unpadding, groups=groups, ends=ends, queries=trail.slots)
+            return FlatTokens(self.read, unpadding, trail, ahead)
+        states = self.read.index_select(0, kept)
         if fusion is not None:
             starts = step.tables["removed_starts"]
-            mean = nn.functional.embedding_bag(removed, self.states, starts, mode="mean")  # (R, H)
+            mean = nn.functional.embedding_bag(removed, self.read, starts, mode="mean")  # (R, H)
             left = nn.functional.linear(mean, fusion.weight).to(states.dtype)
             states = states.index_add(0, step.tables["first"], left)
-        return replace(new, states=states, unpadding=replace(unpadding, back=self.unpadding.back))
+        return FlatTokens(states, Unpadding.of(step.layout, step.tables, states.dtype), trail, ahead)

@@ -222,9 +222,11 @@ def state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device) -> Predictions:
+def predict(
+    model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device, with_kept: bool = True
+) -> Predictions:
     """The model's answers to all examples, in fp32: in evaluation mode, in length-sorted batches, without a
-    look at labels."""
+    look at labels. with_kept: whether to look up which tokens were kept."""
     model.to(device).eval()
     memory, groups = Memory(), batches.sorted_batches(data.examples.lengths, batch_size)
     order, logits, kept = [], [], []
@@ -233,7 +235,7 @@ def predict(model: nn.Module, data: Inputs, *, batch_size: int, device: torch.de
         for piece, output in memory.run(rows, lambda piece: (piece, model(**data.batch(piece, device)))):
             order.append(piece)
             logits.append(output.logits.float().cpu())
-            positions = [layer.cpu() for layer in output.kept or ()]
+            positions = [layer.cpu() for layer in (with_kept and output.kept) or ()]
             kept.append([Ragged.of_padded(layer, layer >= 0) for layer in positions])
     back = torch.cat(order).argsort()
     by_layer = [Ragged.joined(parts)[back] for parts in zip(*kept, strict=True)]

@@ -27,7 +27,7 @@ OTHER_FILES = {
 WITH_A_SAVED_MODEL = {  # the files that a saved model needs
     *("ModifiedModelingBert", "pruning", "pruning.selection", "pruning.losses", "pruning.teachers"),
     *("pruning.pruners", "pruning.student", "pruning.methods", "pruning.layers", "pruning.plan"),
-    *("pruning.unpadding", "pruning.tokens"),
+    "pruning.tokens",
 }
 IN_A_RECORD_FOLDER = (records.RECORD, records.PAGE)
 

@@ -1,7 +1,7 @@
 """The fast paths: each gives what the stock layers give, to rounding, with and without gradients."""
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
@@ -135,8 +135,8 @@ def test_sequences_of_one_length_lie_side_by_side():
     assert tokens.ids.tolist() == tokens.states[:, 0].tolist()
     assert tokens.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 0, 1]
     assert torch.equal(tokens.in_batch()[..., 0], torch.arange(20).view(4, 5) * torch.tensor(MASKS["holes"]))
-    first = tokens.unpadding.in_order(tokens.states[tokens.unpadding.first])
-    assert first[:, 0].tolist() == [0, 5, 13, 15]
+    first = replace(tokens, read=tokens.read[tokens.unpadding.first]).firsts_in_batch()
+    assert first.flatten().tolist() == [0, 5, 13, 15]
     grid = tokens.on_grid()
     assert grid.lengths == grid.mask.sum(dim=1).tolist() == [5, 2, 2, 2]
     assert grid.ids[grid.mask].tolist() == tokens.ids.tolist()
@@ -144,11 +144,11 @@ def test_sequences_of_one_length_lie_side_by_side():
 
 def test_padding_stays_where_removing_it_costs_more():
     tokens = flat_tokens(MASKS["nearly full"])
-    assert tokens.unpadding.index is None and tokens.unpadding.groups == [(3, 3, 3)]
+    assert tokens.trail.whole.places is None and tokens.unpadding.groups == [(3, 3, 3)]
     assert (tokens.unpadding.mask[:, 0, 0] == 0).int().tolist() == MASKS["nearly full"]
     assert tokens.unpadding.first.tolist() == [0, 3, 7]
     assert flat_tokens(MASKS["nearly full"][:2]).unpadding.mask is None
-    assert flat_tokens(torch.zeros(2, 40)).unpadding.index is None  # nothing to lay end to end
+    assert flat_tokens(torch.zeros(2, 40)).trail.whole.places is None  # nothing to lay end to end
 
 
 def test_what_is_read_and_what_is_updated():
@@ -156,8 +156,8 @@ def test_what_is_read_and_what_is_updated():
     tokens = flat_tokens(MASKS["holes"], rates=[0.5], readable=True)
     kept = tokens.keep(torch.arange(11.0), [3, 1, 1, 1])
     assert kept.unpadding.groups == [(1, 5, 3), (3, 2, 1)]
-    assert kept.queries.tolist() == [0, 3, 4, 5, 7, 9]
-    assert kept.updated().states[:, 0].tolist() == [5, 8, 9, 0, 13, 15]
+    assert kept.unpadding.queries.tolist() == [0, 3, 4, 5, 7, 9]
+    assert kept.states[:, 0].tolist() == [5, 8, 9, 0, 13, 15]
     assert [(rows, asked.stop, read.stop) for rows, asked, read in kept.unpadding.spans()] == [
         (1, 3, 5), (3, 6, 11),
     ]  # fmt: skip
