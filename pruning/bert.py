@@ -133,8 +133,7 @@ class BertBuilder:
 
     def methods_used(self, method: str | list[str]) -> dict[Place, str]:
         """Layer → its method, of those that prune."""
-        by_layer = [method] * self.layers if isinstance(method, str) else method
-        return {layer: by_layer[layer] for layer in self.pruned}
+        return {layer: method if isinstance(method, str) else method[layer] for layer in self.pruned}
 
     def dense_variants(self, dense: nn.Module) -> dict[str, nn.Module]:
         """What a pruned model is timed beside: variant → model."""

@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from tqdm import tqdm
 
 from pruning import batches, metrics
 from pruning.batches import Examples, Ragged
-from pruning.devices import Memory
 from pruning.tasks import Task
 from pruning.teachers import Batch, Place
-from pruning.training import Arguments, Inputs
+from pruning.training import Arguments, Inputs, by_batches
 
 
 @dataclass
@@ -70,20 +68,18 @@ def score_examples(
     device: torch.device,
 ) -> dict[Any, Ragged]:
     """What `score` says of every batch (place → (B, T)), as place → one row of fp32 for each example."""
-    memory, groups = Memory(), batches.sorted_batches(examples.lengths, batch_size)
 
-    def scored(rows: Tensor) -> tuple[Tensor, dict[Any, Ragged]]:
+    def scored(rows: Tensor) -> dict[Any, Ragged]:
         found = {}
         for place, scores in score(batches.to_device(examples.batch(rows), device)).items():
             lengths = sequences_of(examples, place).lengths[rows]
             real = torch.arange(scores.shape[1]) < lengths[:, None]
             found[place] = Ragged.of_padded(scores.float().cpu(), real)
-        return rows, found
+        return found
 
-    bar = tqdm(groups, desc="teacher", leave=None, disable=not PartialState().is_main_process)
-    order, found = zip(*(part for rows in bar for part in memory.run(rows, scored)), strict=True)
-    back = torch.cat(order).argsort()
-    return {place: Ragged.joined([part[place] for part in found])[back] for place in found[0]}
+    bar: Any = {"desc": "teacher", "leave": None, "disable": not PartialState().is_main_process}
+    parts, back = by_batches(examples.lengths, batch_size, scored, **bar)
+    return {place: Ragged.joined([part[place] for part in parts])[back] for place in parts[0]}
 
 
 def sequences_of(examples: Examples, place: Place) -> Ragged:

@@ -116,15 +116,17 @@ def _run(
     """
     (rows, updated), width, is_all = tokens.mask.shape, read.mask.shape[1], read is tokens
     first = torch.arange(rows) * width
+    queries = None
+    if not is_all:  # where an example has fewer tokens, its last column is padding
+        columns = tokens.positions.masked_fill(~tokens.mask, width - 1)
+        queries = (first[:, None] + columns).flatten()
     lie = Unpadding(
         [(rows, width, updated)],
         first,
         mask=read.mask[:, None, None],
+        queries=queries,
         typical=[(1, typical if is_all else TYPICAL_LENGTH, typical)],
     )
-    if not is_all:  # where an example has fewer tokens, its last column is padding
-        columns = tokens.positions.masked_fill(~tokens.mask, width - 1)
-        lie.queries = (first[:, None] + columns).flatten()
     assert read.states is not None
     states = run_flat(segment, read.states.flatten(0, 1), lie, PATHS, is_last)
     if is_last:

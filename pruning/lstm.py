@@ -56,7 +56,8 @@ class LstmBuilder:
     def __init__(self, data: TaskData, settings: LstmSettings):
         self.data, self.rate, self.is_pair = data, settings.target_prune_rate, data.task.kind == "pair"
         self.key_fields: dict[str, Any] = {}
-        self.pruning_fields = {"pruning": self.rate, "removed_tokens": settings.removed_tokens}
+        of_pruning = {"pruning": self.rate, "removed_tokens": settings.removed_tokens}
+        self.pruning_fields: dict[str, Any] = of_pruning
 
     def methods_used(self, method: Any) -> dict[Place, str]:
         """Sentence → its method, where words are removed."""
@@ -66,7 +67,7 @@ class LstmBuilder:
     def build(self, method: Any, seed: int, state: dict[str, Tensor] | None = None) -> PrunedLstmClassifier:
         """A model for the task: dense for no method; fresh, or from the `state` of a dense one."""
         sizes = len(self.data.vocabulary), self.data.task.outputs
-        pruning: Any = {"rate": self.rate, "removed_tokens": self.pruning_fields["removed_tokens"]}
+        pruning = {"rate": self.rate, "removed_tokens": self.pruning_fields["removed_tokens"]}
         model = PrunedLstmClassifier(*sizes, pair=self.is_pair, method=method, seed=seed, **pruning)
         if state is not None:
             model.load_state_dict(state, strict=False)

@@ -272,6 +272,11 @@ class WholeBatch:
             return aligned
         return aligned.index_select(0, send([self.order], self.options.device)[0])
 
+    def in_order(self, rows: Tensor) -> Tensor:
+        """(R, …) → (B, …), the inverse."""
+        back = self.tables.get("back")
+        return rows if back is None else rows.index_select(0, back)
+
     def steps(self, rates: Sequence[float]) -> list[Step]:
         """The steps of a pass with these rates, where every count follows from lengths."""
         steps: list[Step] = []

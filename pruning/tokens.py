@@ -1,4 +1,4 @@
-"""BERT's tokens, flat from the embeddings to the classifier.
+"""BERT's tokens, flat from the embeddings to the classifier: `plan` has an example.
 
 Shapes: B examples, R = B rows as they lie, W columns of the longest, N slots of a flat tensor, H units, T
 positions and K of them kept.
@@ -235,8 +235,7 @@ class FlatTokens:
 
     def firsts_in_batch(self) -> Tensor:
         """(B, 1, H) where the last layer gave the states of first tokens alone."""
-        back = self.trail.whole.tables.get("back")
-        return (self.read if back is None else self.read.index_select(0, back))[:, None]
+        return self.trail.whole.in_order(self.read)[:, None]
 
     def keep(
         self, scores: Tensor | None, lengths: list[int], fusion: TokenFusion | None = None

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -25,6 +25,7 @@ from pruning.losses import distillation_loss
 from pruning.plan import move
 from pruning.teachers import Place
 
+T = TypeVar("T")
 RatesAt = Callable[[float], Sequence[float]]  # share of the training that is over → one rate for each layer
 Curve = list[tuple[int, float]]  # step, mean loss since the point before
 BAR_AFTER = 5  # seconds of predictions, in a terminal
@@ -228,15 +229,26 @@ def predict(
     """The model's answers to all examples, in fp32: in evaluation mode, in length-sorted batches, without a
     look at labels. with_kept: whether to look up which tokens were kept."""
     model.to(device).eval()
-    memory, groups = Memory(), batches.sorted_batches(data.examples.lengths, batch_size)
-    order, logits, kept = [], [], []
+
+    def answer(rows: Tensor) -> tuple[Tensor, list[Ragged]]:
+        output = model(**data.batch(rows, device))
+        positions = [layer.cpu() for layer in (with_kept and output.kept) or ()]
+        return output.logits.float().cpu(), [Ragged.of_padded(layer, layer >= 0) for layer in positions]
+
     is_shown = None if PartialState().is_main_process else True  # None: in a terminal
-    for rows in tqdm(groups, desc="answers", leave=False, delay=BAR_AFTER, disable=is_shown):
-        for piece, output in memory.run(rows, lambda piece: (piece, model(**data.batch(piece, device)))):
-            order.append(piece)
-            logits.append(output.logits.float().cpu())
-            positions = [layer.cpu() for layer in (with_kept and output.kept) or ()]
-            kept.append([Ragged.of_padded(layer, layer >= 0) for layer in positions])
-    back = torch.cat(order).argsort()
-    by_layer = [Ragged.joined(parts)[back] for parts in zip(*kept, strict=True)]
+    bar: Any = {"desc": "answers", "leave": False, "delay": BAR_AFTER, "disable": is_shown}
+    parts, back = by_batches(data.examples.lengths, batch_size, answer, **bar)
+    logits, kept = zip(*parts, strict=True)
+    by_layer = [Ragged.joined(layer)[back] for layer in zip(*kept, strict=True)]
     return Predictions(torch.cat(logits)[back], by_layer or None)
+
+
+def by_batches(lengths: Tensor, size: int, work: Callable[[Tensor], T], **bar: Any) -> tuple[list[T], Tensor]:
+    """What `work` makes of the rows of each batch, longest first, of parts of it where it does not fit; and
+    the order that puts all rows back. bar: of tqdm."""
+    memory, order, found = Memory(), list[Tensor](), list[T]()
+    for rows in tqdm(batches.sorted_batches(lengths, size), **bar):
+        for part, made in memory.run(rows, lambda part: (part, work(part))):
+            order.append(part)
+            found.append(made)
+    return found, torch.cat(order).argsort()

@@ -196,6 +196,8 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
     best = name_of(better_dense(lines))
     changes = {i["line"]: interval_text(i) for i in found if i["against"] == best}
     known = [answer for answers in lines.values() for answer in answers.values()]
+    with_flops = all("flops_kept" in answer for answer in known)
+    with_held_out = all("held_out" in answer for answer in known)
 
     def rank(line: Line) -> tuple[float, float]:
         return -round(mean_of(lines[line], "token_layers_kept"), 2), -mean_of(lines[line])
@@ -205,13 +207,13 @@ def comparison_table(records: list[Record], found: list[Record]) -> Table:
         answers = lines[line]
         row = {"method": line[0], "budget": line[1], "seeds": str(max(map(len, by_task(answers).values())))}
         row["token-layers"] = kept_text(answers, "token_layers_kept")
-        if all("flops_kept" in answer for answer in known):
+        if with_flops:
             row["FLOPs"] = kept_text(answers, "flops_kept")
         for task, values in by_task(answers).items():
             row[f"{task} {GLUE[task].metrics[0]}"] = mean_sd(values)
         row["mean"] = percent(mean_of(answers))
         row[f"against “{best}”"] = changes.get(name_of(line), "")
-        if all("held_out" in answer for answer in known):
+        if with_held_out:
             row["held-out mean"] = percent(mean_of(answers, "held_out"))
         rows.append(row)
     return table_of(rows)

@@ -233,7 +233,7 @@ def training_steps(
     return variants
 
 
-@torch.inference_mode(False)  # which it is timed in, as all that is timed
+@torch.inference_mode(False)  # `timing.measure` times everything in inference mode
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Any], accelerator: Accelerator
 ) -> None:
