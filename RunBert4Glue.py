@@ -65,9 +65,10 @@ def main() -> None:
         experiments += [grid.Experiment(builder, values, seed, accelerator) for seed in values.seeds]
 
     for experiment, method in grid.unfinished(experiments):
-        trained = experiment.train(method)  # "dense": fine-tuned from bert/; a pruned one: from the dense
+        # the first method, "dense", is fine-tuned from bert/; the others start from what it has learned
+        trained = experiment.train_dense() if method == "dense" else experiment.train_pruned(method)
         evaluations = results.evaluate(experiment, trained)
-        timings = results.time_beside_dense(experiment, trained)
+        timings = results.time_beside_dense(experiment, trained, evaluations)
         results.write_record(experiment, trained, evaluations, timings)
     results.summarize(experiments)
 

@@ -52,9 +52,10 @@ def main() -> None:
     for experiment in experiments:
         results.record_bag_of_words(experiment)
     for experiment, method in grid.unfinished(experiments):
-        trained = experiment.train(method)  # "dense": from fresh weights; a pruned one: from the dense
+        # the first method, "dense", is trained from fresh weights; the others start from what it has learned
+        trained = experiment.train_dense() if method == "dense" else experiment.train_pruned(method)
         evaluations = results.evaluate(experiment, trained)
-        timings = results.time_beside_dense(experiment, trained)
+        timings = results.time_beside_dense(experiment, trained, evaluations)
         results.write_record(experiment, trained, evaluations, timings)
     results.summarize(experiments)
 

@@ -111,7 +111,7 @@ class BertBuilder:
 
     def __str__(self) -> str:
         kept = schedules.token_layers(self.schedule) * self.layers / self.dense_layers
-        return f"{self.schedule}, which keeps {kept:.0%} of the token-layers"
+        return f"{self.schedule}, which keeps {kept:.0%} of the token-layers, of short texts more"
 
     def build(
         self, method: str | list[str] | None, seed: int, state: State | None = None

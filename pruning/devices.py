@@ -1,23 +1,26 @@
 """The device, its precision, and its memory."""
 
+import math
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from accelerate.utils.memory import should_reduce_batch_size
-from torch import Tensor
 from tqdm import tqdm
 
 from pruning.errors import UserError
 
 SHAPE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's, and PyTorch's own
 SHAPES = "256"
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def pick_device(in_several_processes: bool = True) -> Accelerator:
@@ -129,20 +132,26 @@ class Memory:
     parts: int = 1
     may_cut: bool = True
 
-    def run(
-        self, rows: Tensor, work: Callable[[Tensor], Any], start: Callable[[], None] | None = None
-    ) -> list:
-        """`work` on all rows, in parts that fit; `start` before the first part, and whenever parts shrink."""
+    def cut(self, error: RuntimeError, rows: int) -> None:
+        """Twice as many parts, after `error`. Prints a line. Raises `error` if it is another one than missing
+        memory, or a batch of so many `rows` is in single ones already."""
+        if not self.may_cut or not should_reduce_batch_size(error) or self.parts >= rows:
+            raise error
+        self.parts *= 2
+        same = "results are the same but for what is drawn at random, and thresholds"
+        tqdm.write(f"out of memory: batches go in {self.parts} parts from here on; {same}")
+
+
+def halving(work: F) -> F:
+    """`work`, called again with half its `batch_size` whenever memory runs out."""
+
+    @wraps(work)
+    def in_parts_that_fit(*inputs: Any, batch_size: int, **others: Any) -> Any:
+        memory = Memory()
         while True:
-            if start is not None:
-                start()
             try:
-                return [work(part) for part in rows.tensor_split(self.parts) if len(part)]
+                return work(*inputs, batch_size=math.ceil(batch_size / memory.parts), **others)
             except RuntimeError as error:
-                if not self.may_cut or not should_reduce_batch_size(error) or self.parts >= len(rows):
-                    raise
-                self.parts *= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            same = "results are the same but for what is drawn at random, and thresholds"
-            tqdm.write(f"out of memory: batches go in {self.parts} parts from here on; {same}")
+                memory.cut(error, batch_size)
+
+    return cast(F, in_parts_that_fit)

@@ -1,5 +1,6 @@
 """What a pruned model learns from the dense one: its answers, and a teacher's scores of every token."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from tqdm import tqdm
 
 from pruning import batches, metrics
 from pruning.batches import Examples, Ragged
+from pruning.devices import halving
 from pruning.tasks import Task
 from pruning.teachers import Batch, Place
-from pruning.training import Arguments, Inputs, by_batches
+from pruning.training import Arguments, Inputs
 
 
 @dataclass
@@ -60,6 +63,7 @@ def distillation_set(
     return DistillationSet(replace(examples, labels=labels), logits, [kept for _, kept in copies])
 
 
+@halving
 def score_examples(
     examples: Examples,
     score: Callable[[Batch], dict[Any, Tensor]],
@@ -69,17 +73,15 @@ def score_examples(
 ) -> dict[Any, Ragged]:
     """What `score` says of every batch (place → (B, T)), as place → one row of fp32 for each example."""
 
-    def scored(rows: Tensor) -> dict[Any, Ragged]:
-        found = {}
+    by_length = batches.sorted_batches(examples.lengths, batch_size)
+    found: dict[Any, list[Ragged]] = defaultdict(list)
+    for rows in tqdm(by_length, desc="teacher", leave=None, disable=not PartialState().is_main_process):
         for place, scores in score(batches.to_device(examples.batch(rows), device)).items():
             lengths = sequences_of(examples, place).lengths[rows]
             real = torch.arange(scores.shape[1]) < lengths[:, None]
-            found[place] = Ragged.of_padded(scores.float().cpu(), real)
-        return found
-
-    bar: Any = {"desc": "teacher", "leave": None, "disable": not PartialState().is_main_process}
-    parts, back = by_batches(examples.lengths, batch_size, scored, **bar)
-    return {place: Ragged.joined([part[place] for part in parts])[back] for place in parts[0]}
+            found[place].append(Ragged.of_padded(scores.float().cpu(), real))
+    back = torch.cat(by_length).argsort()
+    return {place: Ragged.joined(parts)[back] for place, parts in found.items()}
 
 
 def sequences_of(examples: Examples, place: Place) -> Ragged:

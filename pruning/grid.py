@@ -68,6 +68,7 @@ class Experiment:
             "processes": accelerator.num_processes,
             **builder.key_fields,
         }
+        self.in_training: Any = {"accelerator": accelerator, "seed": seed}
         self.in_batches: Any = {"batch_size": settings.evaluation_batch_size, "device": accelerator.device}
         name = f"{data.task.name}-seed{seed}"
         self.store = Store(caches.CACHE / builder.name.lower(), name, accelerator.is_main_process)
@@ -107,17 +108,48 @@ class Experiment:
         """Whether a run cannot be deployed, because a teacher prunes."""
         return any(map(methods.is_teacher, self.builder.methods_used(method).values()))
 
-    def train(self, method: Method) -> Trained:
-        """The dense model, from cache/ or fine-tuned; or a pruned one, trained from it."""
-        started = time.time()
-        model, curve = self._open_dense() if method == DENSE else self.train_pruned(method)
-        return Trained(method, model, curve, started)
+    def train_dense(self) -> Trained:
+        """The dense model, by training it or from cache/. Its run is held already."""
+        started, device = time.time(), self.accelerator.device
+        kept = self.store.load("dense", self.key_fields)
+        if kept is None or "curve" not in kept:  # earlier versions kept the weights alone
+            set_seed(self.seed)
+            model: Any = self.builder.build(None, self.seed)
+            if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
+                model.classifier.bias.data.fill_(float(self.train_examples.labels.mean()))
+            data, title = Inputs(self.train_examples), self.title(DENSE)
+            with self.store.clock("dense"):
+                curve = training.train(model, data, self.dense_arguments, title, **self.in_training)
+            kept = {"state": training.state_on_cpu(model), "curve": curve}
+            self.store.keep("dense", self.key_fields, kept)
+        else:
+            model = self.builder.build(None, self.seed, kept["state"]).to(device)
+        self._dense = model.eval()
+        return Trained(DENSE, self._dense, kept["curve"], started)
+
+    def train_pruned(self, method: Method, rates_at: RatesAt | None = None) -> Trained:
+        """A pruned model that starts as the dense one and learns from its answers. rates_at: see
+        `training.train`."""
+        started, state = time.time(), self.dense().state_dict()
+        scores = self.scores_for(method, self.train_examples, keep=True)
+        data = self.distillation_set().with_scores(scores)
+        set_seed(self.seed)
+        model: Any = self.builder.build(method, self.seed, state)
+        arguments, title = self.pruned_arguments, self.title(self.name_of(method))
+        with self.store.clock("training"):
+            curve = training.train(model, data, arguments, title, rates_at=rates_at, **self.in_training)
+        calibrate(self, model, method)
+        return Trained(method, model.eval(), curve, started)
+
+    def title(self, name: str) -> str:
+        """Of a run."""
+        return f"{self.data.task.name}, {name}, seed {self.seed}"
 
     def dense(self) -> Any:
         """The dense model: from memory, from cache/, or by training it."""
         if self._dense is None:
             with claim(self.key_fields, wait=True):  # another process may be training it
-                self._open_dense()
+                self.train_dense()
         return self._dense
 
     def fields_with_weights(self) -> dict[str, Any]:
@@ -129,40 +161,6 @@ class Experiment:
     def forget(self) -> None:
         """Lets go of the dense model, which is in cache/."""
         self._dense = self._distillation_set = None
-
-    def _open_dense(self) -> tuple[Any, Curve]:
-        """The dense model from cache/, or trained, and the curve of its loss. Its run is held already."""
-        kept = self.store.load("dense", self.key_fields)
-        if kept is None or "curve" not in kept:  # earlier versions kept the weights alone
-            model, curve = fine_tune(self)
-            kept = {"state": training.state_on_cpu(model), "curve": curve}
-            self.store.keep("dense", self.key_fields, kept, self.store.seconds["training"])
-        else:
-            model = self.builder.build(None, self.seed, kept["state"]).to(self.accelerator.device)
-        self._dense = model.eval()
-        return self._dense, kept["curve"]
-
-    def train_pruned(self, method: Method, rates_at: RatesAt | None = None) -> tuple[Any, Curve]:
-        """A pruned model that starts as the dense one and learns from its answers, and the curve of its loss.
-        rates_at: see `training.train`."""
-        state = self.dense().state_dict()
-        scores = self.scores_for(method, self.train_examples, keep=True)
-        data = self.distillation_set().with_scores(scores)
-        set_seed(self.seed)
-        model: Any = self.builder.build(method, self.seed, state)
-        curve = self.fit(model, data, self.pruned_arguments, self.name_of(method), rates_at)
-        calibrate(self, model, method)
-        return model.eval(), curve
-
-    def fit(
-        self, model: Any, data: Inputs, arguments: Arguments, name: str, rates_at: RatesAt | None = None
-    ) -> Curve:
-        """`training.train` with this experiment's seed and device."""
-        title, started = f"{self.data.task.name}, {name}, seed {self.seed}", time.process_time()
-        common = {"seed": self.seed, "accelerator": self.accelerator, "rates_at": rates_at}
-        curve = training.train(model, data, arguments, name=title, **common)
-        self.store.seconds["training"] = time.process_time() - started
-        return curve
 
     def distillation_set(self) -> DistillationSet:
         """The training examples and their copies with the dense model's answers."""
@@ -197,16 +195,6 @@ class Experiment:
         fields = self.fields_with_weights() | {"teachers": {str(p): name for p, name in wanted.items()}}
         flat = self.store.made_once("scores", fields, lambda: {p: rows.flat for p, rows in ask().items()})
         return {p: Ragged(flat[p], distillation.sequences_of(examples, p).offsets) for p in wanted}
-
-
-def fine_tune(experiment: Experiment) -> tuple[Any, Curve]:
-    """A dense model, trained, and the curve of its loss."""
-    set_seed(experiment.seed)
-    model: Any = experiment.builder.build(None, experiment.seed)
-    if experiment.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
-        model.classifier.bias.data.fill_(float(experiment.train_examples.labels.mean()))
-    data, arguments = Inputs(experiment.train_examples), experiment.dense_arguments
-    return model, experiment.fit(model, data, arguments, DENSE)
 
 
 def inputs_for(experiment: Experiment, method: Method, examples: Examples) -> Inputs:

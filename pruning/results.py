@@ -3,15 +3,14 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
 from pruning import batches, devices, flops, lstm, metrics, pages, plots, records, saved, timing, training
-from pruning.batches import Examples
+from pruning.batches import Examples, Ragged
 from pruning.errors import UserError
 from pruning.grid import Experiment, Trained, inputs_for, methods_of
 from pruning.records import BAG_OF_WORDS, DENSE
@@ -19,17 +18,24 @@ from pruning.store import claim
 from pruning.timing import Variant
 from pruning.training import Inputs
 
-Evaluation = dict[str, Any]
 OUTCOMES = ("pruned wrong, dense right", "pruned right, dense wrong", "both right or both wrong")
 DENSE_OUTCOMES = ("wrong", "right")
 SINGLES = 8  # examples that are timed one by one
+
+
+class Evaluation(NamedTuple):
+    """What a model's answers to one split are worth. figures: as a record holds them; kept: see
+    `training.Predictions`."""
+
+    figures: dict[str, Any]
+    kept: list[Ragged] | None
 
 
 # --- Evaluation ------------------------------------------------------------------------------
 
 
 def evaluate(experiment: Experiment, trained: Trained) -> dict[str, Evaluation]:
-    """The model's answers to every dev split, in fp32: split → see `evaluation_of`."""
+    """The model's answers to every dev split, in fp32."""
     splits = {name: experiment.data.splits[name] for name in experiment.data.task.dev_splits}
     return {
         name: evaluate_examples(experiment, trained.model, inputs_for(experiment, trained.method, examples))
@@ -46,12 +52,13 @@ def evaluate_examples(experiment: Experiment, model: Any, data: Inputs) -> Evalu
         raise UserError(f"{what}; a lower learning rate may help")
     layers = [data.examples] * len(model.schedule) if kept is None else kept
     tokens = [int(layer.lengths.sum()) for layer in layers]
-    return evaluation_of(experiment, data.examples, metrics.predictions_of(task, logits), tokens)
+    predictions = metrics.predictions_of(task, logits)
+    return Evaluation(figures_of(experiment, data.examples, predictions, tokens), kept)
 
 
-def evaluation_of(
+def figures_of(
     experiment: Experiment, examples: Examples, predictions: list[float], tokens: list[int] | None
-) -> Evaluation:
+) -> dict[str, Any]:
     """Metrics and token-layers of one split. tokens: how many each layer processed, or None."""
     task, labels = experiment.data.task, examples.labels.tolist()
     dense = int(examples.lengths.sum()) * experiment.builder.dense_layers
@@ -81,7 +88,9 @@ def timing_subset(examples: Examples, count: int) -> Examples:
     return examples.take(even_rows(examples, count))
 
 
-def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any] | None:
+def time_beside_dense(
+    experiment: Experiment, trained: Trained, evaluations: dict[str, Evaluation]
+) -> dict[str, Any] | None:
     """The model and the dense variants in turns, on the same examples of the dev set, all with weights of
     the training's precision.
 
@@ -117,29 +126,29 @@ def time_beside_dense(experiment: Experiment, trained: Trained) -> dict[str, Any
             variants, fair=fair, dense="dense, ours", device=device, passes=settings.timing_passes
         )
 
-    @find_executable_batch_size(starting_batch_size=settings.evaluation_batch_size)
-    def in_batches(batch_size: int) -> dict[str, dict[str, Any]]:
+    @devices.halving
+    def in_batches(*, batch_size: int) -> dict[str, dict[str, Any]]:
         rows = measured(batches.sorted_batches(examples.lengths, batch_size))
         return {name: row | {"batch_size": batch_size} for name, row in rows.items()}
 
-    rows, singles = in_batches(), measured(even_rows(examples, SINGLES).split(1))
+    rows = in_batches(batch_size=settings.evaluation_batch_size)
+    singles = measured(even_rows(examples, SINGLES).split(1))
     rows = {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
     if dtype != torch.float32:
         *_, own = models  # the pruned model, or the dense one
-        rows[own] |= in_half_precision(experiment, trained.model, timed[id(models[own])])
+        rows[own] |= in_half_precision(experiment, timed[id(models[own])], evaluations["dev"].kept)
     return rows
 
 
-def in_half_precision(experiment: Experiment, model: Any, timed: Any) -> dict[str, Any]:
+def in_half_precision(experiment: Experiment, twin: Any, in_fp32: list[Ragged] | None) -> dict[str, Any]:
     """What a model's twin with weights in bf16 or fp16 answers to the dev set: its metric, and the share of
-    the examples that keep other tokens than in fp32; None of a dense model."""
+    the examples that keep other tokens than `in_fp32`; None of a dense model."""
     task, dev = experiment.data.task, experiment.data.splits["dev"]
-    logits, kept = training.predict(timed, Inputs(dev), **experiment.in_batches)
+    logits, kept = training.predict(twin, Inputs(dev), **experiment.in_batches)
     other_tokens = None
-    if kept is not None:
-        in_fp32 = training.predict(model, Inputs(dev), **experiment.in_batches).kept or []
-        twins, rows = list(zip(kept, in_fp32, strict=True)), range(len(dev))
-        others = [row for row in rows if any(not a.row(row).equal(b.row(row)) for a, b in twins)]
+    if kept is not None and in_fp32 is not None:
+        pairs, rows = list(zip(kept, in_fp32, strict=True)), range(len(dev))
+        others = [row for row in rows if any(not a.row(row).equal(b.row(row)) for a, b in pairs)]
         other_tokens = len(others) / len(dev)
     metric = metrics.primary(task, dev.labels.tolist(), logits)
     return {"metric": metric, "other_tokens": other_tokens}
@@ -173,12 +182,12 @@ def write_record(
         "training": f"{len(experiment.train_examples)} rows",
         **records.header(device, precision, trained.started, experiment.settings.model_dump()),
         "key_fields": fields,
-        "splits": evaluations,
+        "splits": {split: evaluation.figures for split, evaluation in evaluations.items()},
         "timings": timings,
         "untimed": "upper bound" if experiment.is_upper_bound(trained.method) else "",
         "loss_curve": trained.curve,
         "pruned_layers": experiment.builder.pruned_layers if is_pruned else [],
-        **_shown(experiment, trained, evaluations["dev"]["predictions"], dense),
+        **_shown(experiment, trained, evaluations["dev"], dense),
     }
     folder = experiment.folder_of(trained.method)
     if experiment.saves(trained.method):
@@ -186,7 +195,7 @@ def write_record(
     if content["shown"]:
         records.write_text(folder / records.PAGE, pages.sentence_page(content, dense))
     records.write(folder / records.RECORD, content)  # last: it says that all the rest is there
-    dev = evaluations["dev"]
+    dev = evaluations["dev"].figures
     values = [f"{name} {'–' if v is None else f'{100 * v:.1f}'}" for name, v in dev["metrics"].items()]
     kept = "" if dev["token_layers_kept"] is None else f"; token-layers {dev['token_layers_kept']:.0%}"
     devices.say(f"{task}, {fields['method']}, seed {fields['seed']}: {', '.join(values)}{kept}")
@@ -195,32 +204,30 @@ def write_record(
 
 
 def _shown(
-    experiment: Experiment, trained: Trained, predictions: list[float], dense: dict[str, Any] | None
+    experiment: Experiment, trained: Trained, evaluation: Evaluation, dense: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Examples of the dev set with what was dropped of them, and how many there are of each outcome in the
     whole set. Examples that only the dense model answers right come first. dense: the record of its run."""
     task, dev, builder = experiment.data.task, experiment.data.splits["dev"], experiment.builder
-    names = OUTCOMES if dense else DENSE_OUTCOMES
+    names, predictions = OUTCOMES if dense else DENSE_OUTCOMES, evaluation.figures["predictions"]
     dense_predictions = dense["splits"]["dev"]["predictions"] if dense else predictions
     right, dense_right = _right(experiment, predictions), _right(experiment, dense_predictions)
     outcomes = [2 if dense and own == other else own for own, other in zip(right, dense_right, strict=True)]
     rows = sorted(range(len(dev)), key=lambda row: outcomes[row])[: experiment.settings.shown_examples]
     if not rows or trained.model is None:
         return {"outcomes": {}, "shown": []}
-    inputs = inputs_for(experiment, trained.method, dev.take(torch.tensor(rows)))
-    kept = training.predict(trained.model, inputs, **experiment.in_batches).kept
     answer = "{:.2f}".format if task.is_regression else task.label_name
     shown = [
         {
             "outcome": names[outcomes[row]],
-            "sentences": builder.sentences(experiment.data.vocabulary, inputs.examples, i, kept),
-            "label": task.label_name(label),
+            "sentences": builder.sentences(experiment.data.vocabulary, dev, row, evaluation.kept),
+            "label": task.label_name(dev.labels[row].item()),
             "answer": answer(predictions[row]),
             "right": bool(right[row]),
             "dense_answer": answer(dense_predictions[row]) if dense else None,
             "dense_right": bool(dense_right[row]) if dense else None,
         }
-        for i, (row, label) in enumerate(zip(rows, inputs.examples.labels.tolist(), strict=True))
+        for row in rows
     ]
     return {"outcomes": {name: outcomes.count(i) for i, name in enumerate(names)}, "shown": shown}
 
@@ -241,7 +248,8 @@ def record_bag_of_words(experiment: Experiment) -> None:
             return
         answers = lstm.bag_of_words(data, experiment.train_examples).items()
         evaluations = {
-            name: evaluation_of(experiment, data.splits[name], found, None) for name, found in answers
+            name: Evaluation(figures_of(experiment, data.splits[name], predictions, None), None)
+            for name, predictions in answers
         }
         write_record(experiment, trained, evaluations, None)
 

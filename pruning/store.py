@@ -22,8 +22,7 @@ class Store:
         folder: cache/<model>.
         name: that of task and seed.
         writes: whether this process is the one that writes.
-        seconds: kind → processor seconds, of all threads, that the latest content of this kind took to make;
-            "training": those of the latest training.
+        seconds: kind → processor seconds, of all threads, that the latest of this kind took to make.
     """
 
     folder: Path
@@ -42,19 +41,25 @@ class Store:
         self.seconds[kind] = stored["seconds"]
         return stored["content"]
 
-    def keep(self, kind: str, fields: dict[str, Any], content: Any, seconds: float) -> None:
-        """Writes `content` under everything that decides it, `fields`. seconds: what it took to make."""
-        self.seconds[kind] = seconds
+    @contextmanager
+    def clock(self, kind: str) -> Iterator[None]:
+        """Counts the `seconds` in which something of this kind is made."""
+        started = time.process_time()
+        yield
+        self.seconds[kind] = time.process_time() - started
+
+    def keep(self, kind: str, fields: dict[str, Any], content: Any) -> None:
+        """Writes `content`, which `clock` saw made, under everything that decides it, `fields`."""
         if self.writes:
-            caches.save(self._path(kind, fields), {"content": content, "seconds": seconds})
+            caches.save(self._path(kind, fields), {"content": content, "seconds": self.seconds[kind]})
 
     def made_once(self, kind: str, fields: dict[str, Any], make: Callable[[], Any]) -> Any:
         """What is kept under `fields`; where nothing is, what `make` makes."""
         content = self.load(kind, fields)
         if content is None:
-            started = time.process_time()
-            content = make()
-            self.keep(kind, fields, content, time.process_time() - started)
+            with self.clock(kind):
+                content = make()
+            self.keep(kind, fields, content)
         return content
 
 

@@ -206,7 +206,8 @@ class FlatTokens:
         return self.read if queries is None else self.read.index_select(0, queries)
 
     def seen_by(self, pruner: Any, teacher_scores: Tensor | None) -> tuple[Any, Tensor | None]:
-        """The tokens that are updated as a pruner reads them, and teacher scores (B, T) in the same rows."""
+        """The tokens that are updated as a pruner reads them, and teacher scores (B, T) in the same rows. In
+        training every pruner has them on the grid, at evaluation only one that `needs_grid`."""
         if not (pruner.training or pruner.needs_grid):
             return self, None
         aligned = None if teacher_scores is None else self.trail.whole.in_rows(teacher_scores)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,13 +19,12 @@ from transformers import get_linear_schedule_with_warmup
 
 from pruning import batches, schedules
 from pruning.batches import Examples, Ragged
-from pruning.devices import Memory
+from pruning.devices import Memory, halving
 from pruning.errors import UserError
 from pruning.losses import distillation_loss
 from pruning.plan import move
 from pruning.teachers import Place
 
-T = TypeVar("T")
 RatesAt = Callable[[float], Sequence[float]]  # share of the training that is over → one rate for each layer
 Curve = list[tuple[int, float]]  # step, mean loss since the point before
 BAR_AFTER = 5  # seconds of predictions, in a terminal
@@ -96,21 +95,22 @@ def train(
     model: Any,
     data: Inputs,
     arguments: Arguments,
+    title: str,
     *,
-    seed: int,
     accelerator: Accelerator,
+    seed: int,
     rates_at: RatesAt | None = None,
-    name: str = "",
 ) -> Curve:
     """Trains `model` in place on all examples, to the last epoch: nothing is chosen by a dev set.
 
     Args:
+        title: of the bar, and of what is said.
         rates_at: the share of the training that is over, in (0, 1], to one rate for each layer; None: the
             model's schedule, which the rates rise to as `Arguments.ramp_share` says.
 
     Returns the curve of the loss. Raises UserError if the loss is NaN or infinite.
     """
-    steps = training_steps(data.examples.lengths, arguments, seed)
+    steps = rows_by_step(data.examples.lengths, arguments, seed)
     if arguments.dropout is not None:
         set_dropout(model, arguments.dropout)
     optimizer = build_optimizer(model, arguments)
@@ -124,7 +124,7 @@ def train(
     memory = Memory(may_cut=accelerator.num_processes == 1)  # others would wait for this process for ever
     pending: list[Tensor] = []  # losses that nobody has read yet
     losses: list[float] = []
-    bar = tqdm(steps, desc=name, leave=None, disable=not accelerator.is_main_process)
+    bar = tqdm(steps, desc=title, leave=None, disable=not accelerator.is_main_process)
     for step, rows in enumerate(bar, start=1):
         model.set_training_rates(rates_at(step / len(steps)))
         pending.append(training_step(wrapped, optimizer, data, rows, arguments, accelerator, memory))
@@ -134,7 +134,7 @@ def train(
             losses += latest
             bar.set_postfix(loss=f"{fmean(latest):.3f}")
             if not all(map(math.isfinite, latest)):
-                what = f"{name}: the loss is NaN or infinite at step {step}"
+                what = f"{title}: the loss is NaN or infinite at step {step}"
                 raise UserError(f"{what}; a lower learning rate may help")
     model.set_training_rates(None)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -143,26 +143,32 @@ def train(
     return curve_of(losses)
 
 
-def set_dropout(model: nn.Module, probability: float) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-
-
-def curve_of(losses: list[float]) -> Curve:
-    """About 50 points: each the last step of a part of the training, and the mean loss of that part."""
-    every = max(1, min(CHECKED_EVERY, len(losses) // 50))
-    starts = range(0, len(losses), every)
-    return [(min(start + every, len(losses)), fmean(losses[start : start + every])) for start in starts]
-
-
-def training_steps(lengths: Tensor, arguments: Arguments, seed: int) -> list[Tensor]:
+def rows_by_step(lengths: Tensor, arguments: Arguments, seed: int) -> list[Tensor]:
     """The rows of every step. All processes together take them."""
     epochs = arguments.epochs / (1 + arguments.augmented_copies)
     steps: list[Tensor] = []
     for epoch in range(math.ceil(epochs)):
         steps += batches.shuffled_batches(lengths, arguments.batch_size, 1_000 * seed + epoch)
     return steps[: max(1, round(len(steps) * epochs / math.ceil(epochs)))]
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+def build_optimizer(model: nn.Module, arguments: Arguments) -> torch.optim.Optimizer:
+    """AdamW; only matrices decay. Pruners and BERT's `fusions` have learning rates of their own; the LSTM's
+    `fusion` learns as the model does."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rates = {"pruner": arguments.student_learning_rate, "fusions.": arguments.fusion_learning_rate}
+        rate = next((rates[part] for part in rates if part in name), arguments.learning_rate)
+        decay = arguments.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    chosen = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    return torch.optim.AdamW(chosen, fused=True)
 
 
 def training_step(
@@ -180,39 +186,48 @@ def training_step(
     weight = accelerator.num_processes / len(rows)  # the processes' gradients are averaged, not added
     if len(own) == 0:  # fewer rows than processes: this one takes part in the step and adds nothing
         own, weight = rows[:1], 0.0
-
-    def backward(piece: Tensor) -> Tensor:
-        batch = data.batch(piece, accelerator.device)
-        batch["labels"] = move(data.examples.labels[piece], accelerator.device)
-        with accelerator.autocast():
-            output = model(**batch)
-            loss = output.loss
-            if data.dense_logits is not None:
-                answers = move(data.dense_logits[piece], accelerator.device)
-                distance = distillation_loss(output.logits, answers)
-                loss = torch.lerp(loss, distance, arguments.distillation_share)
-            if output.pruning_loss is not None:
-                loss = loss + output.pruning_loss
-        accelerator.backward(loss * (len(piece) * weight))
-        return loss.detach() * (len(piece) / len(own))
-
-    losses = memory.run(own, backward, start=lambda: optimizer.zero_grad(set_to_none=True))
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        parts = [part for part in own.tensor_split(memory.parts) if len(part)]
+        try:
+            losses = [add_gradients(model, data, part, arguments, accelerator, weight) for part in parts]
+            break
+        except RuntimeError as error:
+            memory.cut(error, len(own))
     accelerator.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return torch.stack(losses).sum()
+    return torch.stack(losses).sum() / len(own)
 
 
-def build_optimizer(model: nn.Module, arguments: Arguments) -> torch.optim.Optimizer:
-    """AdamW; only matrices decay. Pruners and BERT's `fusions` have learning rates of their own; the LSTM's
-    `fusion` learns as the model does."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        rates = {"pruner": arguments.student_learning_rate, "fusions.": arguments.fusion_learning_rate}
-        rate = next((rates[part] for part in rates if part in name), arguments.learning_rate)
-        decay = arguments.weight_decay if parameter.dim() > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    chosen = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-    return torch.optim.AdamW(chosen, fused=True)
+def add_gradients(
+    model: nn.Module,
+    data: Inputs,
+    rows: Tensor,
+    arguments: Arguments,
+    accelerator: Accelerator,
+    weight: float,
+) -> Tensor:
+    """Adds the gradients of these rows' losses, times `weight`. Returns the sum of the losses, detached."""
+    batch = data.batch(rows, accelerator.device)
+    batch["labels"] = move(data.examples.labels[rows], accelerator.device)
+    with accelerator.autocast():
+        output = model(**batch)
+        loss = output.loss
+        if data.dense_logits is not None:
+            answers = move(data.dense_logits[rows], accelerator.device)
+            distance = distillation_loss(output.logits, answers)
+            loss = torch.lerp(loss, distance, arguments.distillation_share)
+        if output.pruning_loss is not None:
+            loss = loss + output.pruning_loss
+    accelerator.backward(loss * (len(rows) * weight))
+    return loss.detach() * len(rows)
+
+
+def curve_of(losses: list[float]) -> Curve:
+    """About 50 points: each the last step of a part of the training, and the mean loss of that part."""
+    every = max(1, min(CHECKED_EVERY, len(losses) // 50))
+    starts = range(0, len(losses), every)
+    return [(min(start + every, len(losses)), fmean(losses[start : start + every])) for start in starts]
 
 
 def state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
@@ -222,6 +237,7 @@ def state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 # --- Prediction ------------------------------------------------------------------------------
 
 
+@halving
 @torch.no_grad()
 def predict(
     model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device, with_kept: bool = True
@@ -229,26 +245,15 @@ def predict(
     """The model's answers to all examples, in fp32: in evaluation mode, in length-sorted batches, without a
     look at labels. with_kept: whether to look up which tokens were kept."""
     model.to(device).eval()
-
-    def answer(rows: Tensor) -> tuple[Tensor, list[Ragged]]:
+    by_length = batches.sorted_batches(data.examples.lengths, batch_size)
+    logits: list[Tensor] = []
+    kept: list[list[Ragged]] = []
+    hidden = None if PartialState().is_main_process else True  # None: shown in a terminal
+    for rows in tqdm(by_length, desc="answers", leave=False, delay=BAR_AFTER, disable=hidden):
         output = model(**data.batch(rows, device))
+        logits.append(output.logits.float().cpu())
         positions = [layer.cpu() for layer in (with_kept and output.kept) or ()]
-        return output.logits.float().cpu(), [Ragged.of_padded(layer, layer >= 0) for layer in positions]
-
-    is_shown = None if PartialState().is_main_process else True  # None: in a terminal
-    bar: Any = {"desc": "answers", "leave": False, "delay": BAR_AFTER, "disable": is_shown}
-    parts, back = by_batches(data.examples.lengths, batch_size, answer, **bar)
-    logits, kept = zip(*parts, strict=True)
+        kept.append([Ragged.of_padded(layer, layer >= 0) for layer in positions])
+    back = torch.cat(by_length).argsort()
     by_layer = [Ragged.joined(layer)[back] for layer in zip(*kept, strict=True)]
     return Predictions(torch.cat(logits)[back], by_layer or None)
-
-
-def by_batches(lengths: Tensor, size: int, work: Callable[[Tensor], T], **bar: Any) -> tuple[list[T], Tensor]:
-    """What `work` makes of the rows of each batch, longest first, of parts of it where it does not fit; and
-    the order that puts all rows back. bar: of tqdm."""
-    memory, order, found = Memory(), list[Tensor](), list[T]()
-    for rows in tqdm(batches.sorted_batches(lengths, size), **bar):
-        for part, made in memory.run(rows, lambda part: (part, work(part))):
-            order.append(part)
-            found.append(made)
-    return found, torch.cat(order).argsort()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from pruning import batches, bert, devices, flops, plots, records, results, settings, timing
+from pruning import batches, bert, devices, flops, plots, records, results, settings, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError, run_script
 from pruning.grid import Experiment, Method, calibrate
@@ -227,11 +227,14 @@ def train(piece: Piece) -> tuple[Any, Curve]:
     if piece.name == DENSE:
         return experiment.dense(), []  # other lines and studies may have trained it
     if piece.method != LONGER:
-        return experiment.train_pruned(piece.method)
+        trained = experiment.train_pruned(piece.method)
+        return trained.model, trained.curve
     model, data = copy.deepcopy(experiment.dense()), Inputs(experiment.train_examples)
     arguments = replace(experiment.dense_arguments, epochs=experiment.settings.pruned_epochs)
     set_seed(experiment.seed)
-    return model, experiment.fit(model, data, arguments, LONGER)
+    with experiment.store.clock("training"):
+        curve = training.train(model, data, arguments, experiment.title(LONGER), **experiment.in_training)
+    return model, curve
 
 
 def judged(experiment: Experiment, model: Any) -> Record:
@@ -241,7 +244,7 @@ def judged(experiment: Experiment, model: Any) -> Record:
     held_out = batches.held_out(experiment.data.splits["train"], used, most)
 
     def answers(examples: Examples) -> Record:
-        found = results.evaluate_examples(experiment, model, Inputs(examples))
+        found = results.evaluate_examples(experiment, model, Inputs(examples)).figures
         return found | {"metrics": {name: value or 0.0 for name, value in found["metrics"].items()}}
 
     dev = answers(experiment.data.splits["dev"])

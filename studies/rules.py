@@ -78,7 +78,7 @@ def frozen(experiment: Experiment, chosen: Settings) -> Record:
 
     def evaluate(method: str, schedule: list[float], seen: dict[Place, Ragged] | None = None) -> Record:
         models[method].set_schedule(schedule)
-        return results.evaluate_examples(experiment, models[method], Inputs(dev, seen))
+        return results.evaluate_examples(experiment, models[method], Inputs(dev, seen)).figures
 
     def evaluate_student(rule: str, schedule: list[float]) -> Record:
         models[RECIPE].bert.encoder.pruners.update({str(layer): s for layer, s in students[rule].items()})
@@ -92,7 +92,7 @@ def frozen(experiment: Experiment, chosen: Settings) -> Record:
         for kind, found in (("oracles", oracles), ("students", learned)):
             content[kind][name] = {rule: metric_of(answers) or 0.0 for rule, answers in found.items()}
         content["token_layers_kept"][name] = oracles["head"]["token_layers_kept"]
-    return content | {"dense": metric_of(results.evaluate_examples(experiment, dense, Inputs(dev)))}
+    return content | {"dense": metric_of(results.evaluate_examples(experiment, dense, Inputs(dev)).figures)}
 
 
 def oracle_scores(experiment: Experiment, layers: list[int]) -> dict[str, dict[Place, Ragged]]:

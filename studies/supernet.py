@@ -28,8 +28,7 @@ def trained(experiment: Experiment) -> Any:
     def train() -> dict[str, Tensor]:
         shares, ramp, fewest = chosen.kept_shares, chosen.ramp_share, chosen.fewest_layers
         rates_at = schedules.at_random(builder.layers, shares, ramp, seed, fewest)
-        model, _ = experiment.train_pruned(chosen.pruning_method, rates_at)
-        return state_on_cpu(model)
+        return state_on_cpu(experiment.train_pruned(chosen.pruning_method, rates_at).model)
 
     state = experiment.store.made_once("supernets", fields, train)
     model = builder.build(chosen.pruning_method, seed, state)
@@ -65,7 +64,7 @@ class Supernet:
         model = self.experiment.dense() if schedule is None else self.model
         if schedule is not None:
             model.bert.encoder.schedule = list(schedule)
-        found = results.evaluate_examples(self.experiment, model, Inputs(examples))
+        found = results.evaluate_examples(self.experiment, model, Inputs(examples)).figures
         return metric_of(found) or 0.0, found["token_layers_kept"]
 
     def clock(self, chosen: Sequence[Schedule]) -> list[float]:

@@ -94,12 +94,13 @@ KEPT = {  # what a runner keeps
 @given(kind=st.sampled_from([*KEPT]), damage=damages())
 def test_a_damaged_model_or_damaged_scores_are_made_again(in_tmp, kind, damage):
     store, fields = Store(caches.CACHE / "bert", "mrpc-seed0", writes=True), {"seed": 0}
-    store.keep(kind, fields, KEPT[kind], 1.0)
+    store.seconds[kind] = 1.0
+    store.keep(kind, fields, KEPT[kind])
     [path] = (caches.CACHE / "bert" / kind).iterdir()
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     assert (store.load(kind, fields) is None) == (path.read_bytes() != whole)
-    store.keep(kind, fields, KEPT[kind], 1.0)
+    store.keep(kind, fields, KEPT[kind])
     assert path.read_bytes() == whole and store.load(kind, fields).keys() == KEPT[kind].keys()
 
 
@@ -343,7 +344,7 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_one_sentence(
         lengths, values = one.train_examples.lengths, one.settings
         for arguments in (one.dense_arguments, one.pruned_arguments):
             few = replace(arguments, epochs=min(2, arguments.epochs))
-            assert 1 <= len(training.training_steps(lengths, few, one.seed)) <= 2 * len(lengths)
+            assert 1 <= len(training.rows_by_step(lengths, few, one.seed)) <= 2 * len(lengths)
         assert sum(map(len, batches.sorted_batches(lengths, values.evaluation_batch_size))) == len(lengths)
         timed = results.timing_subset(one.train_examples, values.timing_examples)
         assert len(timed) == min(len(lengths), values.timing_examples)

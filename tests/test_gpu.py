@@ -107,7 +107,7 @@ def test_a_training_with_dropout_goes_well():
     parts = [examples(width) for width in range(9, 49)]
     data = Inputs(batches.joined(parts))
     assert not torch.backends.cuda.cudnn_sdp_enabled()
-    curve = training.train(build(), data, Arguments(2, ROWS, 1e-4), seed=0, accelerator=accelerator)
+    curve = training.train(build(), data, Arguments(2, ROWS, 1e-4), "", seed=0, accelerator=accelerator)
     assert all(0 < loss < 5 for _, loss in curve)
 
 

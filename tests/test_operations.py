@@ -254,6 +254,6 @@ def test_a_training_waits_once_in_50_steps(monkeypatch):
         real = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda x, real=real: waits.append(x.shape) or real(x))
     data, arguments = training.Inputs(examples()), training.Arguments(120, 8, 1e-3)
-    curve = training.train(build(), data, arguments, seed=0, accelerator=Accelerator(cpu=True))
+    curve = training.train(build(), data, arguments, "", seed=0, accelerator=Accelerator(cpu=True))
     assert waits == [(50,), (50,), (20,)]
     assert curve[0] == (2, 0.5) and curve[-1] == (120, 118.5) and len(curve) == 60

@@ -51,6 +51,28 @@ def lstm(full_world, monkeypatch):
     return runner(RunLstm4Glue, LSTM | {"task_names": ["sst-2"]}, monkeypatch)
 
 
+def test_four_calls_lead_from_main_to_the_model(bert, monkeypatch):
+    """In training and in evaluation, calls of libraries not counted."""
+    chains, real = set(), berts.PrunedBertForSequenceClassification.forward
+
+    def forward(model, *inputs, **named):
+        frame, names = sys._getframe(1), []
+        while frame.f_code is not RunBert4Glue.main.__code__:
+            code, frame = frame.f_code, frame.f_back
+            if code.co_filename.startswith(str(ROOT / "pruning")) and not code.co_name.startswith("<"):
+                names.append(code.co_name)
+        chains.add(" ".join(reversed(names)))
+        return real(model, *inputs, **named)
+
+    monkeypatch.setattr(berts.PrunedBertForSequenceClassification, "forward", forward)
+    bert(pruning_methods=["head"])
+    assert chains >= {
+        "train_dense train training_step add_gradients",
+        "train_pruned train training_step add_gradients",
+        "evaluate evaluate_examples in_parts_that_fit predict",
+    }
+
+
 def test_bert_every_method_and_a_mixture(bert, full_world, capsys, pictures):
     mixed = ["head", "frequency", "ideal gradients student"]
     bert(pruning_methods=[*methods.BERT_METHODS, mixed])
@@ -194,7 +216,7 @@ def test_the_dense_model_is_trained_once_and_teachers_are_asked_once(bert, full_
         asked.append(len(examples))
         return real_score(examples, *rest, **named)
 
-    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(k["name"]) or real_train(*a, **k))
+    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(a[3]) or real_train(*a, **k))
     monkeypatch.setattr(distillation, "score_examples", score)
     bert(pruning_methods=["head", "ideal gradients student"])
     bert(pruning_methods=["tail", "ideal gradients"])
@@ -574,8 +596,9 @@ def test_augmented_copies_are_answered_by_the_dense_model(bert):
     assert len(data.examples.ids.flat) < 2.95 * len(whole.ids.flat)
     scored = data.with_scores({1: whole.ids})  # ids in place of scores
     assert torch.equal(scored.teacher_scores[1].flat, data.examples.ids.flat)
-    model, curve = one.train_pruned("ideal gradients student")
-    assert curve[-1][0] == 3 * len(whole) // 8  # as many steps as without copies
+    trained = one.train_pruned("ideal gradients student")
+    model = trained.model
+    assert trained.curve[-1][0] == 3 * len(whole) // 8  # as many steps as without copies
     assert all(m.p == 0 for m in model.modules() if isinstance(m, torch.nn.Dropout))
     assert any(m.p > 0 for m in one.dense().modules() if isinstance(m, torch.nn.Dropout))
 

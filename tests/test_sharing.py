@@ -164,10 +164,10 @@ ONE = {  # 17 rows: every third batch is of one row, fewer than there are proces
 def train_both(folder):
     """Trains a dense model and one with students. Leaves their weights, and what their keys are made of."""
     one = experiment(**ONE)
-    rows = training.training_steps(one.train_examples.lengths, one.dense_arguments, one.seed)
+    rows = training.rows_by_step(one.train_examples.lengths, one.dense_arguments, one.seed)
     assert [len(batch) for batch in rows].count(1) == 3
-    dense = one.train("dense")
-    pruned = one.train(STUDENT)
+    dense = one.train_dense()
+    pruned = one.train_pruned(STUDENT)
     assert dense.curve[-1][0] == pruned.curve[-1][0] == STEPS
     if one.accelerator.is_main_process:
         folder.mkdir()
@@ -181,7 +181,7 @@ def test_what_is_made_with_a_dense_model_is_made_again_with_another(full_world):
     """As on a GPU, which does not train twice alike."""
     PrepareGlue4Bert.main()
     first = experiment()
-    assert first.train("dense").curve == first.train("dense").curve  # the second time from cache/
+    assert first.train_dense().curve == first.train_dense().curve  # the second time from cache/
     answers = first.distillation_set().with_scores(None).dense_logits
     place = first.store._path("dense", first.key_fields)
     kept = caches.load(place, "")
