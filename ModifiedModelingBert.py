@@ -4,7 +4,7 @@ imported from here; no file of the installed library is overwritten.
     model = PrunedBertForSequenceClassification.from_pretrained(
         "bert", removed_tokens="readable", pruning_schedule=[0, 0, 0.5, 0, 0.5, 0], pruning_methods="head")
 
-Modifications of transformers 5.23, class by class:
+Modifications of transformers 5.23, class by class (a pass goes from the last one up):
 
     PrunedBertConfig                     a model_type and four fields more, saved in config.json
     PrunedBertEncoder.forward            the loop over the layers, on flat tokens (`pruning.tokens`): before
@@ -228,7 +228,7 @@ class PrunedBertModel(_PrunedBert, BertModel):  # type: ignore[misc]
         inputs_embeds: Tensor | None = None,
         **kwargs,
     ) -> PrunedBertOutput:
-        """As BertModel.forward; `teacher_scores` and `only_first` as in PrunedBertEncoder.forward."""
+        """As BertModel.forward; `teacher_scores`, `only_first`, `lengths`: see PrunedBertEncoder.forward."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
@@ -263,7 +263,7 @@ class PrunedBertForSequenceClassification(_PrunedBert, BertForSequenceClassifica
         labels: Tensor | None = None,
         **kwargs,
     ) -> PrunedSequenceClassifierOutput:
-        """As BertForSequenceClassification.forward; `teacher_scores` as in PrunedBertEncoder.forward."""
+        """As its parent's; `teacher_scores` and `lengths` as in PrunedBertEncoder.forward."""
         inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
         output = self.bert(*inputs, only_first=True, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(output.pooler_output))

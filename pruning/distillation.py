@@ -37,30 +37,28 @@ class DistillationSet:
         return Inputs(self.examples, scores, self.logits)
 
 
-def distillation_set(
-    task: Task,
-    originals: Any,
-    arguments: Arguments,
-    answer: Callable[[Examples], Tensor],
-    *,
-    special: Sequence[int],
-    seed: int,
-) -> DistillationSet:
-    """Asks the dense model. The label of a copy is its answer: missing words may change what is true.
+def with_copies(
+    originals: Any, arguments: Arguments, special: Sequence[int], seed: int
+) -> tuple[Any, list[Tensor]]:
+    """The examples, then augmented copies of them; and for every copy, which tokens of the originals it has.
     (TinyBERT, Jiao et al., 2020, learns from altered sentences in the same way.)
 
     Args:
         arguments: how many copies there are, and what they lack.
-        answer: the dense model's answers (N, C) to examples.
         special: ids of special tokens, which no copy lacks.
     """
     share, numbers = arguments.word_dropout, range(1, 1 + arguments.augmented_copies)
     copies = [batches.drop_words(originals, share, special, 1_000 * seed + number) for number in numbers]
     examples = batches.joined([originals, *(copy for copy, _ in copies)]) if copies else originals
-    logits = answer(examples)
-    said = torch.tensor(metrics.predictions_of(task, logits[len(originals) :]))
-    labels = torch.cat([originals.labels, said.to(originals.labels.dtype)])
-    return DistillationSet(replace(examples, labels=labels), logits, [kept for _, kept in copies])
+    return examples, [kept for _, kept in copies]
+
+
+def with_answers(task: Task, examples: Any, logits: Tensor, first: int) -> Any:
+    """The examples, those from `first` on, the copies, with the dense model's answers (N, C) for labels:
+    missing words may change what is true."""
+    answers = torch.tensor(metrics.predictions_of(task, logits[first:]))
+    labels = torch.cat([examples.labels[:first], answers.to(examples.labels.dtype)])
+    return replace(examples, labels=labels)
 
 
 @halving

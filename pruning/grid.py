@@ -68,6 +68,7 @@ class Experiment:
             "processes": accelerator.num_processes,
             **builder.key_fields,
         }
+        # arguments of `training.train`; of `training.predict` and `distillation.score_examples`
         self.in_training: Any = {"accelerator": accelerator, "seed": seed}
         self.in_batches: Any = {"batch_size": settings.evaluation_batch_size, "device": accelerator.device}
         name = f"{data.task.name}-seed{seed}"
@@ -109,8 +110,8 @@ class Experiment:
         return any(map(methods.is_teacher, self.builder.methods_used(method).values()))
 
     def train_dense(self) -> Trained:
-        """The dense model, by training it or from cache/. Its run is held already."""
-        started, device = time.time(), self.accelerator.device
+        """The dense model, by training it or from cache/. The caller has claimed its run."""
+        started = time.time()
         kept = self.store.load("dense", self.key_fields)
         if kept is None or "curve" not in kept:  # earlier versions kept the weights alone
             set_seed(self.seed)
@@ -123,7 +124,7 @@ class Experiment:
             kept = {"state": training.state_on_cpu(model), "curve": curve}
             self.store.keep("dense", self.key_fields, kept)
         else:
-            model = self.builder.build(None, self.seed, kept["state"]).to(device)
+            model = self.builder.build(None, self.seed, kept["state"]).to(self.accelerator.device)
         self._dense = model.eval()
         return Trained(DENSE, self._dense, kept["curve"], started)
 
@@ -138,7 +139,7 @@ class Experiment:
         arguments, title = self.pruned_arguments, self.title(self.name_of(method))
         with self.store.clock("training"):
             curve = training.train(model, data, arguments, title, rates_at=rates_at, **self.in_training)
-        calibrate(self, model, method)
+        set_thresholds(self, model, method)
         return Trained(method, model.eval(), curve, started)
 
     def title(self, name: str) -> str:
@@ -165,18 +166,18 @@ class Experiment:
     def distillation_set(self) -> DistillationSet:
         """The training examples and their copies with the dense model's answers."""
         if self._distillation_set is None:
-            dense, arguments = self.dense(), self.pruned_arguments
+            originals, arguments, dense = self.train_examples, self.pruned_arguments, self.dense()
+            special = [self.data.vocabulary.index(token) for token in self.builder.special_tokens]
+            examples, kept = distillation.with_copies(originals, arguments, special, self.seed)
             copies = {name: getattr(arguments, name) for name in ("augmented_copies", "word_dropout")}
             fields = self.fields_with_weights() | copies
 
-            def answer(examples: Examples) -> Tensor:
-                ask = partial(training.predict, dense, Inputs(examples), **self.in_batches)
-                return self.store.made_once("answers", fields, lambda: ask().logits)
+            def ask() -> Tensor:
+                return training.predict(dense, Inputs(examples), **self.in_batches).logits
 
-            special = [self.data.vocabulary.index(token) for token in self.builder.special_tokens]
-            self._distillation_set = distillation.distillation_set(
-                self.data.task, self.train_examples, arguments, answer, special=special, seed=self.seed
-            )
+            logits = self.store.made_once("answers", fields, ask)
+            labelled = distillation.with_answers(self.data.task, examples, logits, len(originals))
+            self._distillation_set = DistillationSet(labelled, logits, kept)
         return self._distillation_set
 
     def scores_for(
@@ -203,7 +204,7 @@ def inputs_for(experiment: Experiment, method: Method, examples: Examples) -> In
     return Inputs(examples, scores)
 
 
-def calibrate(experiment: Experiment, model: Any, method: Method) -> None:
+def set_thresholds(experiment: Experiment, model: Any, method: Method) -> None:
     """Sets a pruned model's thresholds, if it has any, by training examples; see `methods.calibrate`."""
     if not methods.thresholds_of(model):
         return

@@ -92,22 +92,23 @@ def run_layers(
 
 
 def run_flat(
-    segment: Sequence[BertLayer], states: Tensor, unpadding: Unpadding, paths: FastPaths, only_first: bool
+    segment: Sequence[BertLayer], read: Tensor, unpadding: Unpadding, paths: FastPaths, only_first: bool
 ) -> Tensor:
     """Layers over tokens as they lie, (N, H) to (N, H).
 
     Args:
+        read: the states of all tokens; of readable ones only some are updated.
         only_first: with `paths.cls_only` the last layer gives the first token of each sequence alone, (B, H).
     """
     queries = unpadding.queries
-    updated = states if queries is None else states.index_select(0, queries)
+    updated = read if queries is None else read.index_select(0, queries)
     for i, layer in enumerate(segment, start=1):
         if only_first and paths.cls_only and i == len(segment):
-            first = states.index_select(0, unpadding.first)
-            return _run_layer(layer, first, states, unpadding.with_first_as_query(), paths)
-        updated = _run_layer(layer, updated, states, unpadding, paths)
-        states = updated if queries is None else states.index_copy(0, queries, updated)
-    return states
+            first = read.index_select(0, unpadding.first)
+            return _run_layer(layer, first, read, unpadding.with_first_as_query(), paths)
+        updated = _run_layer(layer, updated, read, unpadding, paths)
+        read = updated if queries is None else read.index_copy(0, queries, updated)
+    return read
 
 
 def run_stock_layers(

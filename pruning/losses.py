@@ -21,14 +21,14 @@ def task_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -
     return nn.functional.cross_entropy(logits.float(), labels.flatten().long())
 
 
-def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """How far the answers (B, C) are from a teacher's: for classes T² times the divergence at the
+def distillation_loss(logits: Tensor, dense_logits: Tensor) -> Tensor:
+    """How far the answers (B, C) are from the dense model's: for classes T² times the divergence at the
     temperature T = 2 (Hinton et al., 2015), for scores the mean squared error."""
     if logits.shape[1] == 1:
-        return nn.functional.mse_loss(logits.float(), teacher_logits.float())
-    pair = (logits, teacher_logits)
-    student, teacher = ((values.float() / TEMPERATURE).log_softmax(dim=1) for values in pair)
-    divergence = nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return nn.functional.mse_loss(logits.float(), dense_logits.float())
+    pair = (logits, dense_logits)
+    own, wanted = ((values.float() / TEMPERATURE).log_softmax(dim=1) for values in pair)
+    divergence = nn.functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
     return TEMPERATURE**2 * divergence
 
 

@@ -2,7 +2,7 @@
 
 The host knows how many tokens every example has and how many of them stay. So it knows every index but those
 that scores decide: it makes all tables ahead, with NumPy, and sends them in one copy. Of a GPU it asks only
-the lengths, where a caller gave none, and how many tokens pass a threshold.
+the lengths, where a caller gave none, and how many tokens pass a threshold. The entry is `WholeBatch`, below.
 
 Two sentences, "[CLS] a film [SEP]" and "[CLS] dull [SEP]", of which half go (- is padding):
 

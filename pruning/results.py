@@ -92,7 +92,7 @@ def time_beside_dense(
     experiment: Experiment, trained: Trained, evaluations: dict[str, Evaluation]
 ) -> dict[str, Any] | None:
     """The model and the dense variants in turns, on the same examples of the dev set, all with weights of
-    the training's precision.
+    the training's precision. evaluations: of the model in fp32, to compare with `in_half_precision`.
 
     Returns:
         As `timing.measure`, of length-sorted batches, and their batch_size (as much as fits), and latency_ms
@@ -111,27 +111,25 @@ def time_beside_dense(
     timed = {id(model): timing.with_weights(model, device, dtype) for model in models.values()}
     examples = timing_subset(experiment.data.splits["dev"], settings.timing_examples)
 
-    def variant(name: str, groups: Sequence[Tensor]) -> Variant:
-        model, width = timed[id(models[name])], None
-        if "padded" in name:  # at least to the longest sentence; all others as wide as a batch needs
-            padded = min(timing.PADDED, experiment.builder.most_tokens)  # some BERTs read no more than 64
-            width = max(padded, *(int(part.lengths.max()) for part in examples.sentences()))
-        inputs = batches.on_device(examples, groups, device, width)
-        run = partial(timing.pass_over, model, inputs)
-        return Variant(run, sum(map(len, groups)), flops.of(model, inputs))
+    width = min(timing.PADDED, experiment.builder.most_tokens)  # some BERTs read no more than 64
+    width = max(width, *(int(part.lengths.max()) for part in examples.sentences()))
 
     def measured(groups: Sequence[Tensor]) -> dict[str, dict[str, Any]]:
-        variants = {name: variant(name, groups) for name in models}
-        return timing.measure(
-            variants, fair=fair, dense="dense, ours", device=device, passes=settings.timing_passes
-        )
+        variants = {}
+        for name in models:
+            model = timed[id(models[name])]
+            inputs = batches.on_device(examples, groups, device, width if "padded" in name else None)
+            run = partial(timing.pass_over, model, inputs)
+            variants[name] = Variant(run, sum(map(len, groups)), flops.of(model, inputs))
+        common: Any = {"device": device, "passes": settings.timing_passes}
+        return timing.measure(variants, fair=fair, dense="dense, ours", **common)
 
     @devices.halving
-    def in_batches(*, batch_size: int) -> dict[str, dict[str, Any]]:
+    def in_batches_that_fit(*, batch_size: int) -> dict[str, dict[str, Any]]:
         rows = measured(batches.sorted_batches(examples.lengths, batch_size))
         return {name: row | {"batch_size": batch_size} for name, row in rows.items()}
 
-    rows = in_batches(batch_size=settings.evaluation_batch_size)
+    rows = in_batches_that_fit(batch_size=settings.evaluation_batch_size)
     singles = measured(even_rows(examples, SINGLES).split(1))
     rows = {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
     if dtype != torch.float32:
@@ -212,7 +210,8 @@ def _shown(
     names, predictions = OUTCOMES if dense else DENSE_OUTCOMES, evaluation.figures["predictions"]
     dense_predictions = dense["splits"]["dev"]["predictions"] if dense else predictions
     right, dense_right = _right(experiment, predictions), _right(experiment, dense_predictions)
-    outcomes = [2 if dense and own == other else own for own, other in zip(right, dense_right, strict=True)]
+    pairs = zip(right, dense_right, strict=True)
+    outcomes = [2 if dense and own == other else own for own, other in pairs]  # places in `names`
     rows = sorted(range(len(dev)), key=lambda row: outcomes[row])[: experiment.settings.shown_examples]
     if not rows or trained.model is None:
         return {"outcomes": {}, "shown": []}

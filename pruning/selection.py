@@ -180,8 +180,8 @@ class Tokens:
         return self.positions.masked_fill(~self.mask, -1)
 
     def keep(self, scores: Tensor, lengths: list[int], fusion: TokenFusion | None = None) -> "Tokens":
-        """The `lengths[b]` best real tokens of example b by `scores` (B, T), in their old order. fusion: as
-        `take` has it."""
+        """The `lengths[b]` best real tokens of example b by `scores` (B, T), in their old order. fusion:
+        through it the mean of those that go joins the first one."""
         alike = self.is_full and len(set(lengths)) == 1
         kept = None if alike else torch.tensor(lengths, device=scores.device)
         chosen = choose(scores, self.mask, kept, max(lengths), self.keeps_first)
@@ -190,7 +190,8 @@ class Tokens:
     def take(
         self, indices: Tensor, mask: Tensor, lengths: list[int], fusion: TokenFusion | None = None
     ) -> "Tokens":
-        """Only what `choose` chose: `indices` (B, K) with `mask` (B, K), the sums of which are `lengths`."""
+        """Only what `choose` chose: `indices` (B, K) with `mask` (B, K), the sums of which are `lengths`.
+        fusion: see `keep`."""
         states = None if self.states is None else gather(self.states, indices)
         if fusion is not None and states is not None:
             fused = fusion(self.states, removed(self.mask, indices, mask))

@@ -43,7 +43,7 @@ class Arguments:
     warmup_share: float = 0.1  # of all steps, in which the learning rate rises from 0; then it falls to 0
     weight_decay: float = 0.01  # of matrices; biases and norms have none
     ramp_share: float = 0.0  # of all steps, in which pruning rates rise from 0 to the schedule's
-    distillation_share: float = 0.0  # of the loss, that asks for a teacher's logits instead of the labels
+    distillation_share: float = 0.0  # of the loss: the dense model's logits instead of the labels
     dropout: float | None = None  # of the whole model; None: as its configuration says
     augmented_copies: int = 0  # of every example, in its training set; an epoch is as many steps as without
     word_dropout: float = 0.15  # share of the words that a copy lacks
@@ -252,8 +252,9 @@ def predict(
     for rows in tqdm(by_length, desc="answers", leave=False, delay=BAR_AFTER, disable=hidden):
         output = model(**data.batch(rows, device))
         logits.append(output.logits.float().cpu())
-        positions = [layer.cpu() for layer in (with_kept and output.kept) or ()]
-        kept.append([Ragged.of_padded(layer, layer >= 0) for layer in positions])
+        if with_kept and output.kept is not None:
+            positions = [layer.cpu() for layer in output.kept]
+            kept.append([Ragged.of_padded(layer, layer >= 0) for layer in positions])
     back = torch.cat(by_length).argsort()
     by_layer = [Ragged.joined(layer)[back] for layer in zip(*kept, strict=True)]
     return Predictions(torch.cat(logits)[back], by_layer or None)

@@ -23,7 +23,7 @@ from accelerate.utils import set_seed
 from pruning import batches, bert, devices, flops, plots, records, results, settings, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError, run_script
-from pruning.grid import Experiment, Method, calibrate
+from pruning.grid import Experiment, Method, set_thresholds
 from pruning.records import DENSE
 from pruning.store import claim
 from pruning.tasks import GLUE
@@ -281,7 +281,7 @@ def timed(pieces: list[Piece]) -> Record:
     models = {STOCK: bert.stock_copy(dense), DENSE: dense}
     for piece in lines:
         built: Any = piece.experiment.builder.build(piece.method, experiment.seed, dense.state_dict())
-        calibrate(piece.experiment, built.to(device), piece.method)
+        set_thresholds(piece.experiment, built.to(device), piece.method)
         models[compare.name_of((piece.name, piece.budget))] = built
     examples = results.timing_subset(experiment.data.splits["dev"], TIMED)
     dtype = devices.weights_type(experiment.accelerator)
