@@ -151,7 +151,7 @@ class PrunedBertEncoder(BertEncoder):
             input_ids: (B, T), for the pruners that look at them.
             teacher_scores: layer → (B, T) of the whole sentences; see `teachers.score`.
             only_first: the output at [CLS] is enough: last_hidden_state may be (B, 1, H).
-            lengths: the sums of the mask, if all padding is on the right; without them the device is asked.
+            lengths: the mask's sums (`batches.to_device`) for padding on the right; else the device is asked.
         """
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("a pruned BERT needs an attention mask of shape (batch, positions)")
@@ -170,14 +170,14 @@ class PrunedBertEncoder(BertEncoder):
                 if loss is not None:
                     losses.append(loss)
             trails += [tokens.trail] * (end - start)
-            segment, last = self.layer[start:end], only_first and end == len(self.rates())
+            segment, alone = self.layer[start:end], only_first and end == len(self.rates())
             if paths is None:
                 tokens = run_stock_layers(segment, tokens, self.config, **kwargs)
             else:
-                tokens = run_layers(segment, tokens, paths, last)
-        alone = only_first and paths is not None and paths.cls_only  # states of first tokens, (R, H)
+                tokens = run_layers(segment, tokens, paths, alone)
+        firsts = only_first and paths is not None and paths.cls_only  # states of first tokens, (R, H)
         output = PrunedBertOutput(
-            last_hidden_state=tokens.firsts_in_batch() if alone else tokens.in_batch(),
+            last_hidden_state=tokens.firsts_in_batch() if firsts else tokens.in_batch(),
             pruning_loss=torch.stack(losses).mean() if losses else None,
         )
         output.kept = Kept(trails) if self.pruners else None

@@ -225,6 +225,23 @@ class TaskData:
     fingerprint: str
 
 
+def open_tasks(model: str, tasks: Sequence[Task]) -> list[TaskData]:
+    """Every task that is prepared; prints a line for one that is not. Raises UserError if none is."""
+    opened = []
+    for task in tasks:
+        if path_of(model, task.name).exists():
+            opened.append(open_task(model, task))
+        else:
+            say(f"{task.name}: skipped, it is not prepared (no {path_of(model, task.name)})")
+    if not opened:
+        script = script_of(model, tasks[0])
+        if there := [name for name in TASKS if path_of(model, name).exists()]:
+            lacks = f"prepared are {', '.join(there)}, and task_names has none of them"
+            raise UserError(f"{lacks}. Edit it, or run: python {script}")
+        raise UserError(f"no task is prepared in {(CACHE / model).absolute()}. Run: python {script}")
+    return opened
+
+
 def open_task(model: str, task: Task) -> TaskData:
     """The task as it was prepared for a model, "bert" or "lstm".
 
@@ -257,23 +274,6 @@ def _task_data(cache: dict[str, Any], model: str, task: Task) -> TaskData:
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     details = {name: cache[name] for name in ("vocabulary", "counts", "settings", "sample")}
     return TaskData(task, splits, fingerprint=digest, **details)
-
-
-def open_tasks(model: str, tasks: Sequence[Task]) -> list[TaskData]:
-    """Every task that is prepared; prints a line for one that is not. Raises UserError if none is."""
-    opened = []
-    for task in tasks:
-        if path_of(model, task.name).exists():
-            opened.append(open_task(model, task))
-        else:
-            say(f"{task.name}: skipped, it is not prepared (no {path_of(model, task.name)})")
-    if not opened:
-        script = script_of(model, tasks[0])
-        if there := [name for name in TASKS if path_of(model, name).exists()]:
-            lacks = f"prepared are {', '.join(there)}, and task_names has none of them"
-            raise UserError(f"{lacks}. Edit it, or run: python {script}")
-        raise UserError(f"no task is prepared in {(CACHE / model).absolute()}. Run: python {script}")
-    return opened
 
 
 def _is_sound(examples: Examples, task: Task, vocabulary_size: int) -> bool:

@@ -68,8 +68,7 @@ class Experiment:
             "processes": accelerator.num_processes,
             **builder.key_fields,
         }
-        # arguments of `training.train`; of `training.predict` and `distillation.score_examples`
-        self.in_training: Any = {"accelerator": accelerator, "seed": seed}
+        # arguments of `training.predict` and `distillation.score_examples`
         self.in_batches: Any = {"batch_size": settings.evaluation_batch_size, "device": accelerator.device}
         name = f"{data.task.name}-seed{seed}"
         self.store = Store(caches.CACHE / builder.name.lower(), name, accelerator.is_main_process)
@@ -112,21 +111,21 @@ class Experiment:
     def train_dense(self) -> Trained:
         """The dense model, by training it or from cache/. The caller has claimed its run."""
         started = time.time()
-        kept = self.store.load("dense", self.key_fields)
-        if kept is None or "curve" not in kept:  # earlier versions kept the weights alone
+        stored = self.store.load("dense", self.key_fields)
+        if stored is None or "curve" not in stored:  # earlier versions kept the weights alone
             set_seed(self.seed)
             model: Any = self.builder.build(None, self.seed)
             if self.data.task.is_regression:  # a head that starts at 0 needs an epoch to get here
                 model.classifier.bias.data.fill_(float(self.train_examples.labels.mean()))
             data, title = Inputs(self.train_examples), self.title(DENSE)
             with self.store.clock("dense"):
-                curve = training.train(model, data, self.dense_arguments, title, **self.in_training)
-            kept = {"state": training.state_on_cpu(model), "curve": curve}
-            self.store.keep("dense", self.key_fields, kept)
+                curve = training.train(model, data, self.dense_arguments, title, self.accelerator, self.seed)
+            stored = {"state": training.state_on_cpu(model), "curve": curve}
+            self.store.keep("dense", self.key_fields, stored)
         else:
-            model = self.builder.build(None, self.seed, kept["state"]).to(self.accelerator.device)
+            model = self.builder.build(None, self.seed, stored["state"]).to(self.accelerator.device)
         self._dense = model.eval()
-        return Trained(DENSE, self._dense, kept["curve"], started)
+        return Trained(DENSE, self._dense, stored["curve"], started)
 
     def train_pruned(self, method: Method, rates_at: RatesAt | None = None) -> Trained:
         """A pruned model that starts as the dense one and learns from its answers. rates_at: see
@@ -138,7 +137,7 @@ class Experiment:
         model: Any = self.builder.build(method, self.seed, state)
         arguments, title = self.pruned_arguments, self.title(self.name_of(method))
         with self.store.clock("training"):
-            curve = training.train(model, data, arguments, title, rates_at=rates_at, **self.in_training)
+            curve = training.train(model, data, arguments, title, self.accelerator, self.seed, rates_at)
         set_thresholds(self, model, method)
         return Trained(method, model.eval(), curve, started)
 
@@ -168,7 +167,7 @@ class Experiment:
         if self._distillation_set is None:
             originals, arguments, dense = self.train_examples, self.pruned_arguments, self.dense()
             special = [self.data.vocabulary.index(token) for token in self.builder.special_tokens]
-            examples, kept = distillation.with_copies(originals, arguments, special, self.seed)
+            examples, present = distillation.with_copies(originals, arguments, special, self.seed)
             copies = {name: getattr(arguments, name) for name in ("augmented_copies", "word_dropout")}
             fields = self.fields_with_weights() | copies
 
@@ -177,7 +176,7 @@ class Experiment:
 
             logits = self.store.made_once("answers", fields, ask)
             labelled = distillation.with_answers(self.data.task, examples, logits, len(originals))
-            self._distillation_set = DistillationSet(labelled, logits, kept)
+            self._distillation_set = DistillationSet(labelled, logits, present)
         return self._distillation_set
 
     def scores_for(

@@ -219,11 +219,11 @@ def _attend(
     query, key, value = (part.reshape(-1, heads, size) for part in (query, key, value))
     if unpadding.ends is not None:
         widest = [max(sizes) for sizes in zip(*unpadding.groups, strict=True)]
-        ends = unpadding.ends[:2]
+        ends = unpadding.ends.updated, unpadding.ends.read
         one: Any = varlen_attn(query, key, value, *ends, widest[2], widest[1], scale=attention.scaling)
         return one.flatten(1)  # (Q, heads, size) to (Q, H)
     outputs = []
-    for rows, asked, read in unpadding.spans():
+    for rows, read, asked in unpadding.spans():
         output = scaled_dot_product_attention(
             query[asked].view(rows, -1, heads, size).transpose(1, 2),
             key[read].view(rows, -1, heads, size).transpose(1, 2),
@@ -248,7 +248,7 @@ def absorbed(attention: BertSelfAttention, query: Tensor, states: Tensor, unpadd
     heads, size = attention.num_attention_heads, attention.attention_head_size
     to_key, to_value = (part.weight.view(heads, size, -1) for part in (attention.key, attention.value))
     outputs = []
-    for rows, asked, read in unpadding.spans():
+    for rows, read, asked in unpadding.spans():
         x = states[read].view(rows, -1, states.shape[-1])  # (rows, width, H)
         q = query[asked].view(-1, heads, size).transpose(0, 1)  # (heads, rows · updated, size)
         absorbing = (q @ to_key).view(heads, rows, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)

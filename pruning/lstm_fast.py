@@ -1,7 +1,12 @@
 """How the LSTM classifier evaluates: without any work for padding, or for words that go.
 
 It reads tables of words: what each adds to the LSTM's gates (`recurrence`), to the student's inner layer
-(`StudentPruner.fold`) and to what is left behind, so no embedding is multiplied.
+(`StudentPruner.fold`) and to what is left behind, so no embedding is multiplied. The words that stay take
+one of three ways, whichever is fastest (`takes_steps`):
+
+    steps, tables       on a CPU, many sentences or few words: a step is one product (`Recurrence.maximum`)
+    steps, embeddings   the same, where tables would be too large, or there are too few words to pay for them
+    PyTorch's LSTM      all else, a GPU too; packed or padded (`PrunedLstmClassifier.encode`)
 
 Shapes: B examples, T words of the longest, T' words that stay, H units of the LSTM.
 """
@@ -35,15 +40,15 @@ def read_fast(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return model.embedding.weight.new_zeros(len(ids), model.lstm.hidden_size), mask.long() - 1
     if longest < mask.shape[1]:
         ids, mask = ids[:, :longest], mask[:, :longest]
-    kept, left = mask, None  # of a dense model nobody asks for it
+    kept, left = mask, None  # positions of a pruned model; of a dense one nobody asks for them
     if model.pruner is not None:
         whole = ids
         ids, kept, lengths = choose_words(model, ids, mask, lengths)
         left = None if model.fusion is None else left_behind(model, whole, mask, kept)
     if takes_steps(model, *ids.shape):
-        words = model.embedding.weight
-        tables = model.lstm.tables(words) if model.reads_tables else None
-        vector = model.lstm.maximum(words, tables, ids, lengths)
+        embeddings = model.embedding.weight
+        tables = model.lstm.tables(embeddings) if model.reads_tables else None
+        vector = model.lstm.maximum(embeddings, tables, ids, lengths)
     else:
         is_full = min(lengths) == ids.shape[1]
         real = kept if model.pruner is None else kept >= 0
@@ -53,9 +58,11 @@ def read_fast(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def left_behind(model: Any, ids: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
     """What the words that go leave behind, (B, H). kept: (B, T') positions, -1: fewer."""
-    words, fusion = model.embedding.weight, model.fusion.weight
-    by_table = model.tabled and DerivedTensors.may_hold(words, fusion)
-    table = model._derived.get("left", lambda: linear(words, fusion), words, fusion) if by_table else words
+    table, fusion = model.embedding.weight, model.fusion.weight
+    by_table = model.tabled and DerivedTensors.may_hold(table, fusion)
+    if by_table:
+        weights = table, fusion
+        table = model._derived.get("left", lambda: linear(*weights), *weights)
     if len(ids) == 1 and kept.shape[1] < ids.shape[1]:  # lists are made sooner than short masks
         stay = {*kept[0].tolist()}
         gone = torch.tensor([place for place in range(ids.shape[1]) if place not in stay], device=ids.device)
@@ -95,12 +102,12 @@ def choose_words(
 
 def score_words(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """(B, T) the pruner's scores. ids: 0 at padding."""
-    words, states = model.embedding.weight, None
+    embeddings, states = model.embedding.weight, None
     pruner: Any = model.pruner
     if isinstance(pruner, StudentPruner):
-        weights = words, pruner.inner.weight, pruner.inner.bias
+        weights = embeddings, pruner.inner.weight, pruner.inner.bias
         if model.tabled and pruner.may_fold and DerivedTensors.may_hold(*weights):
-            table = model._derived.get("student", lambda: pruner.fold(words), *weights)
+            table = model._derived.get("student", lambda: pruner.fold(embeddings), *weights)
             return pruner.score_words(ids, table)
         states = model.embedding(ids)
     return pruner.score(Tokens.start(states, mask, ids))

@@ -34,7 +34,7 @@ PINNED = ("cuda",)  # devices that read page-locked memory while the host goes o
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host's tensor on a device."""
+    """A host's tensor on a device. (Here: a saved model's code has to do without `devices`.)"""
     if device.type in PINNED:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,5 +1,7 @@
 """The LSTM's steps at evaluation on a CPU, with what depends on no sentence computed once.
 
+Gates as in PyTorch: i input, f forget, g cell, o output.
+
 Shapes: B sentences, T words of the longest, V words of the vocabulary, E units of embeddings, H of the LSTM.
 """
 
@@ -73,17 +75,17 @@ class Recurrence(nn.LSTM):
         """W_ih, W_hh and the biases of both."""
         return self._flat_weights  # type: ignore[return-value]
 
-    def may_table(self, words: Tensor) -> bool:
+    def may_table(self, embeddings: Tensor) -> bool:
         """Whether there may be tables of the embeddings (V, E): on a CPU, if they are small enough."""
-        size = len(words) * 6 * self.hidden_size * words.element_size()
-        return words.device.type == "cpu" and size <= MOST_TABLE_BYTES
+        size = len(embeddings) * 6 * self.hidden_size * embeddings.element_size()
+        return embeddings.device.type == "cpu" and size <= MOST_TABLE_BYTES
 
-    def tables(self, words: Tensor) -> Tables:
+    def tables(self, embeddings: Tensor) -> Tables:
         """The tables of the embeddings (V, E)."""
-        return self.derived.get("tables", lambda: self._make_tables(words), words, *self.weights)
+        return self.derived.get("tables", lambda: self._make_tables(embeddings), embeddings, *self.weights)
 
-    def _make_tables(self, words: Tensor) -> Tables:
-        gates = self._multiplied(words)
+    def _make_tables(self, embeddings: Tensor) -> Tables:
+        gates = self._multiplied(embeddings)
         return Tables(gates, torch.cat([_first_states(part) for part in gates.split(ROWS)]))
 
     def _multiplied(self, states: Tensor) -> Tensor:
@@ -97,13 +99,15 @@ class Recurrence(nn.LSTM):
         self.derived.clear()  # a change through `.data` is not noticed otherwise
         return super().train(mode)
 
-    def maximum(self, words: Tensor, tables: Tables | None, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    def maximum(
+        self, embeddings: Tensor, tables: Tables | None, ids: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
         """(B, H) the maximum over time of the states, 0 of a sentence without a word. No gradients.
 
         Every step computes the sentences that have a word left, and nothing else.
 
         Args:
-            words: (V, E) the embeddings.
+            embeddings: (V, E).
             tables: of `tables`; None multiplies the words.
             ids: (B, T) int64, words first, then whatever fills.
             lengths: the words of each sentence; one at least has some.
@@ -116,7 +120,9 @@ class Recurrence(nn.LSTM):
         readings = [rows - bisect(from_shortest, step) for step in range(from_shortest[-1])]
 
         def gates_of(ids: Tensor) -> Tensor:
-            return tables.gates.index_select(0, ids) if tables else self._multiplied(embedding(ids, words))
+            if tables:
+                return tables.gates.index_select(0, ids)
+            return self._multiplied(embedding(ids, embeddings))
 
         start = ids[:, 0]
         first = tables.first.index_select(0, start) if tables else _first_states(gates_of(start))
@@ -134,7 +140,7 @@ class Recurrence(nn.LSTM):
 
         Args:
             first: (B, 2H) states and cells after the first step, of one row (2H,).
-            steps: of each other step what the words add to the gates input, forget, output, cell, (n, 4H), of
+            steps: of each other step what the words add to the gates i, f, o, g, (n, 4H), of
                 one row (4H,); they are overwritten.
             readings: n of each step: how many sentences have a word in it.
         """
@@ -148,9 +154,9 @@ class Recurrence(nn.LSTM):
             if reading < before:
                 hidden, cell, before = hidden[:reading], cell[:reading], reading
             gates = gates.addmm_(hidden, by_state) if rows > 1 else gates.addmv_(by_state, hidden)
-            entry, keep, output = gates[..., : 3 * size].sigmoid_().chunk(3, dim=-1)
-            cell = gates[..., 3 * size :].tanh_().mul_(entry).addcmul_(keep, cell)
-            hidden = cell.tanh().mul_(output)
+            i, f, o = gates[..., : 3 * size].sigmoid_().chunk(3, dim=-1)
+            cell = gates[..., 3 * size :].tanh_().mul_(i).addcmul_(f, cell)
+            hidden = cell.tanh().mul_(o)
             if reading == rows:
                 most = torch.maximum(most, hidden)
             else:
@@ -160,12 +166,12 @@ class Recurrence(nn.LSTM):
 
 def _first_states(gates: Tensor) -> Tensor:
     """(N, 2H) states and cells after a first step, from what words add to the gates (N, 4H)."""
-    entry, _, output, proposed = gates.chunk(4, dim=1)
-    cell = entry.sigmoid() * proposed.tanh()
-    return torch.cat([cell.tanh() * output.sigmoid(), cell], dim=1)
+    i, _, o, g = gates.chunk(4, dim=1)
+    cell = i.sigmoid() * g.tanh()
+    return torch.cat([cell.tanh() * o.sigmoid(), cell], dim=1)
 
 
 def _in_order(weight: Tensor) -> Tensor:
-    """The gates (4H, …) in PyTorch's order (input, forget, cell, output) with the cell last."""
-    entry, keep, cell, output = weight.chunk(4)
-    return torch.cat([entry, keep, output, cell])
+    """The gates (4H, …) in PyTorch's order i, f, g, o with g last: those with a sigmoid side by side."""
+    i, f, g, o = weight.chunk(4)
+    return torch.cat([i, f, o, g])

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pruning import batches, devices, flops, lstm, metrics, pages, plots, records, saved, timing, training
 from pruning.batches import Examples, Ragged
@@ -78,14 +77,9 @@ def figures_of(
 # --- Speed -----------------------------------------------------------------------------------
 
 
-def even_rows(examples: Examples, count: int) -> Tensor:
-    """At most `count` rows at even distances."""
-    return torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()
-
-
 def timing_subset(examples: Examples, count: int) -> Examples:
-    """The fixed subset that is timed."""
-    return examples.take(even_rows(examples, count))
+    """The fixed subset that is timed: at most `count` rows at even distances."""
+    return examples.take(torch.linspace(0, len(examples) - 1, min(count, len(examples))).long())
 
 
 def time_beside_dense(
@@ -108,33 +102,29 @@ def time_beside_dense(
     fair = [name for name in records.FAIR if name in models]
     dtype = devices.weights_type(experiment.accelerator)
     # two variants share one stock model, which is converted once
-    timed = {id(model): timing.with_weights(model, device, dtype) for model in models.values()}
+    converted = {id(model): timing.with_weights(model, device, dtype) for model in models.values()}
+    timed = {name: converted[id(model)] for name, model in models.items()}
     examples = timing_subset(experiment.data.splits["dev"], settings.timing_examples)
-
     width = min(timing.PADDED, experiment.builder.most_tokens)  # some BERTs read no more than 64
     width = max(width, *(int(part.lengths.max()) for part in examples.sentences()))
 
-    def measured(groups: Sequence[Tensor]) -> dict[str, dict[str, Any]]:
-        variants = {}
-        for name in models:
-            model = timed[id(models[name])]
-            inputs = batches.on_device(examples, groups, device, width if "padded" in name else None)
-            run = partial(timing.pass_over, model, inputs)
-            variants[name] = Variant(run, sum(map(len, groups)), flops.of(model, inputs))
-        common: Any = {"device": device, "passes": settings.timing_passes}
-        return timing.measure(variants, fair=fair, dense="dense, ours", **common)
-
     @devices.halving
-    def in_batches_that_fit(*, batch_size: int) -> dict[str, dict[str, Any]]:
-        rows = measured(batches.sorted_batches(examples.lengths, batch_size))
+    def measured(some: Examples, *, batch_size: int) -> dict[str, dict[str, Any]]:
+        groups, variants = batches.sorted_batches(some.lengths, batch_size), {}
+        for name, model in timed.items():
+            inputs = batches.on_device(some, groups, device, width if "padded" in name else None)
+            run = partial(timing.pass_over, model, inputs)
+            variants[name] = Variant(run, len(some), flops.of(model, inputs))
+        common: Any = {"device": device, "passes": settings.timing_passes}
+        rows = timing.measure(variants, fair=fair, dense="dense, ours", **common)
         return {name: row | {"batch_size": batch_size} for name, row in rows.items()}
 
-    rows = in_batches_that_fit(batch_size=settings.evaluation_batch_size)
-    singles = measured(even_rows(examples, SINGLES).split(1))
+    rows = measured(examples, batch_size=settings.evaluation_batch_size)
+    singles = measured(timing_subset(examples, SINGLES), batch_size=1)
     rows = {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
     if dtype != torch.float32:
-        *_, own = models  # the pruned model, or the dense one
-        rows[own] |= in_half_precision(experiment, timed[id(models[own])], evaluations["dev"].kept)
+        *_, own = timed  # the pruned model, or the dense one
+        rows[own] |= in_half_precision(experiment, timed[own], evaluations["dev"].kept)
     return rows
 
 

@@ -1,4 +1,5 @@
-"""BERT's tokens, flat from the embeddings to the classifier: `plan` has an example.
+"""BERT's tokens, flat from the embeddings to the classifier: `plan` has an example. The entry is
+`FlatTokens.start`.
 
 Shapes: B examples, R = B rows as they lie, W columns of the longest, N slots of a flat tensor, H units, T
 positions and K of them kept.
@@ -7,7 +8,7 @@ positions and K of them kept.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,15 @@ from torch import Tensor, nn
 
 from pruning.plan import Groups, Layout, LayoutOptions, Step, WholeBatch, groups_of, send, send_tables
 from pruning.selection import TokenFusion, Tokens
+
+
+class Ends(NamedTuple):
+    """(R + 1,) int32 each, where sequences end: of the tokens that are updated, of those that are read, and
+    of one token of each."""
+
+    updated: Tensor
+    read: Tensor
+    first: Tensor
 
 
 @dataclass
@@ -29,8 +39,7 @@ class Unpadding:
         first: (R,) int64, the first real token of each sequence.
         mask: (R, 1, 1, W) for the attention, 0 at real tokens and -∞ elsewhere (of booleans it would make
             numbers in each layer), or in a traced graph bool, True at real tokens; None without padding.
-        ends: (R + 1,) int32, where sequences end, of the tokens that are updated, of those that are read, and
-            of one token of each; where one call of the attention serves all lengths (varlen).
+        ends: where one call of the attention serves all lengths (varlen).
         queries: (Q,) int64, the slots of the tokens that are updated, where others are read too; None: all.
         typical: stands for `groups` where it is to be decided what pays, in a graph that leaves sizes free.
     """
@@ -38,7 +47,7 @@ class Unpadding:
     groups: Groups
     first: Tensor
     mask: Tensor | None = None
-    ends: tuple[Tensor, Tensor, Tensor] | None = None
+    ends: Ends | None = None
     queries: Tensor | None = None
     typical: Groups | None = None
 
@@ -47,7 +56,7 @@ class Unpadding:
         """tables: `Layout.arrays` on the device. dtype: of the states."""
         mask, ends = tables.get("mask"), tables.get("ends")
         mask = None if mask is None else mask.to(dtype)
-        of_all = None if ends is None else (ends[0], ends[0], ends[1])
+        of_all = None if ends is None else Ends(ends[0], ends[0], ends[1])
         return cls(groups_of(layout, layout), tables["first"], mask, of_all)
 
     def with_first_as_query(self) -> "Unpadding":
@@ -56,17 +65,17 @@ class Unpadding:
         def alone(groups: Groups) -> Groups:
             return [(rows, width, 1) for rows, width, _ in groups]
 
-        ends = None if self.ends is None else (self.ends[2], *self.ends[1:])
+        ends = None if self.ends is None else self.ends._replace(updated=self.ends.first)
         return replace(self, groups=alone(self.groups), typical=alone(self.typical or self.groups), ends=ends)
 
     def spans(self) -> Iterator[tuple[int, slice, slice]]:
-        """For each group: its sequences, where the tokens lie that it updates, and those that it reads."""
+        """For each group: its sequences, where the tokens lie that it reads, and those that it updates."""
         if len(self.groups) == 1:
             yield self.groups[0][0], slice(None), slice(None)
             return
         start, first = 0, 0
         for rows, width, updated in self.groups:
-            yield rows, slice(first, first + rows * updated), slice(start, start + rows * width)
+            yield rows, slice(start, start + rows * width), slice(first, first + rows * updated)
             start, first = start + rows * width, first + rows * updated
 
 
@@ -103,7 +112,7 @@ class Trail:
             table.ravel()[whole.places] = np.arange(layout.size)
         else:
             table = layout.table()[whole.order.argsort()]
-        return on_grid(aligned, table, filler)
+        return to_grid(aligned, table, filler)
 
     @cached_property
     def kept(self) -> Tensor:
@@ -125,7 +134,7 @@ class Kept(Sequence):
         return found.kept if isinstance(found, Trail) else tuple(trail.kept for trail in found)
 
 
-def on_grid(flat: Tensor, table: np.ndarray, filler: float) -> Tensor:
+def to_grid(flat: Tensor, table: np.ndarray, filler: float) -> Tensor:
     """(N, …) → (R, W, …): the slots in `table` (R, W), `filler` where it says N."""
     padded = nn.functional.pad(flat, (0, 0) * (flat.dim() - 1) + (0, 1), value=filler)
     index = send([table.ravel()], flat.device)[0]
@@ -218,10 +227,10 @@ class FlatTokens:
         whole, layout, ids, table = self.trail.whole, self.trail.layout, self.ids, self.trail.layout.table()
         mask, real = send([layout.real, whole.real], self.read.device)
         return Tokens(
-            on_grid(self.states, table, 0),
+            to_grid(self.states, table, 0),
             mask,
-            on_grid(self.positions, table, 0),
-            None if ids is None else on_grid(ids, table, 0),
+            to_grid(self.positions, table, 0),
+            None if ids is None else to_grid(ids, table, 0),
             None if whole.ids is None else (whole.in_rows(whole.ids), whole.in_rows(real)),
             self.lengths,
         )
@@ -244,18 +253,18 @@ class FlatTokens:
         """As `Tokens.keep`, by scores (N,), or (R, W) on the grid; the first token always stays."""
         whole, layout = self.trail.whole, self.trail.layout
         step, ahead = (self.ahead[0], self.ahead[1:]) if self.ahead else (None, [])
-        if step is None or step.layout.lengths.tolist() != lengths:  # counts that nobody could know
+        if step is None or step.layout.lengths.tolist() != lengths:  # by a threshold, which no plan knows
             step, ahead = whole.step(layout, lengths), []
             send_tables([step.tables], whole.options.device)
-        kept, removed = step.pick(scores)
-        trail = Trail(whole, step.layout, kept, self.trail)
+        picked, removed = step.pick(scores)
+        trail = Trail(whole, step.layout, picked, self.trail)
         if whole.options.readable:
             groups, ends = groups_of(whole.layout, step.layout), self.unpadding.ends
             if ends is not None:
-                ends = (step.tables["ends"][0], *ends[1:])
+                ends = ends._replace(updated=step.tables["ends"][0])
             unpadding = replace(self.unpadding, groups=groups, ends=ends, queries=trail.slots)
             return FlatTokens(self.read, unpadding, trail, ahead)
-        states = self.read.index_select(0, kept)
+        states = self.read.index_select(0, picked)
         if fusion is not None:
             starts = step.tables["removed_starts"]
             mean = nn.functional.embedding_bag(removed, self.read, starts, mode="mean")  # (R, H)

@@ -96,7 +96,6 @@ def train(
     data: Inputs,
     arguments: Arguments,
     title: str,
-    *,
     accelerator: Accelerator,
     seed: int,
     rates_at: RatesAt | None = None,

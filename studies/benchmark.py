@@ -19,12 +19,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from pydantic import AfterValidator, Field
 
-from pruning import devices, methods, plots, records, settings, timing
+from pruning import devices, methods, records, settings, timing
 from pruning.errors import run_script
 from pruning.pruners import TeacherPruner, ThresholdPruner
 from pruning.settings import Count, Share
 from pruning.timing import Variant
-from studies import workloads
+from studies import plots, workloads
 from studies.comparison_tables import Record, Table
 from studies.tables import OURS, STOCK, cell_table
 from studies.workloads import Berts

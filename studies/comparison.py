@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from pruning import batches, bert, devices, flops, plots, records, results, settings, timing, training
+from pruning import batches, bert, devices, flops, records, results, settings, timing, training
 from pruning.batches import Examples
 from pruning.errors import UserError, run_script
 from pruning.grid import Experiment, Method, set_thresholds
@@ -29,7 +29,7 @@ from pruning.store import claim
 from pruning.tasks import GLUE
 from pruning.training import Curve, Inputs
 from studies import comparison_tables as compare
-from studies import tables
+from studies import plots, tables
 from studies.comparison_tables import GRID, LONGER, Record, Table
 
 # ----------------------------------------------------------------------------------------------
@@ -233,7 +233,8 @@ def train(piece: Piece) -> tuple[Any, Curve]:
     arguments = replace(experiment.dense_arguments, epochs=experiment.settings.pruned_epochs)
     set_seed(experiment.seed)
     with experiment.store.clock("training"):
-        curve = training.train(model, data, arguments, experiment.title(LONGER), **experiment.in_training)
+        title = experiment.title(LONGER)
+        curve = training.train(model, data, arguments, title, experiment.accelerator, experiment.seed)
     return model, curve
 
 

@@ -24,7 +24,7 @@ import torch
 from accelerate.utils import set_seed
 from pydantic import Field
 
-from pruning import agreement, batches, bert, caches, devices, export, metrics, plots, records, saved, timing
+from pruning import agreement, batches, bert, caches, devices, export, metrics, records, saved, timing
 from pruning.agreement import Run
 from pruning.batches import Examples
 from pruning.errors import run_script
@@ -33,7 +33,7 @@ from pruning.records import DENSE
 from pruning.settings import OTHER, Block, Count, Share, Strict
 from pruning.tasks import GLUE
 from pruning.timing import Variant
-from studies import workloads
+from studies import plots, workloads
 from studies.benchmark import Lengths, Shape, known, write_run
 from studies.engine_tables import PLAIN, STOCK, clock_table, points_of, trained_table
 from studies.tables import RECIPE

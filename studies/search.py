@@ -21,11 +21,11 @@ import optuna
 from pydantic import Field
 from tqdm import tqdm
 
-from pruning import bert, devices, methods, plots, records, schedules, settings
+from pruning import bert, devices, methods, records, schedules, settings
 from pruning.errors import UserError, run_script
 from pruning.grid import Experiment
 from pruning.tasks import GLUE
-from studies import tables
+from studies import plots, tables
 from studies.supernet import Schedule, Supernet
 from studies.tables import RECIPE, Record
 

@@ -11,12 +11,12 @@ from running import BERT, runner
 
 import PrepareGlue4Bert
 import RunBert4Glue
-from pruning import agreement, plots
+from pruning import agreement
 from pruning.batches import BertExamples, Ragged
 from pruning.errors import UserError
 from pruning.records import DENSE
 from pruning.tasks import GLUE
-from studies import engine_tables, engines, workloads
+from studies import engine_tables, engines, plots, workloads
 from studies.engine_tables import PLAIN, STOCK
 
 TINY = {"hidden_size": 24, "num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads": 2}

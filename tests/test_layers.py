@@ -158,7 +158,7 @@ def test_what_is_read_and_what_is_updated():
     assert kept.unpadding.groups == [(1, 5, 3), (3, 2, 1)]
     assert kept.unpadding.queries.tolist() == [0, 3, 4, 5, 7, 9]
     assert kept.states[:, 0].tolist() == [5, 8, 9, 0, 13, 15]
-    assert [(rows, asked.stop, read.stop) for rows, asked, read in kept.unpadding.spans()] == [
+    assert [(rows, asked.stop, read.stop) for rows, read, asked in kept.unpadding.spans()] == [
         (1, 3, 5), (3, 6, 11),
     ]  # fmt: skip
 
