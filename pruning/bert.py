@@ -111,7 +111,8 @@ class BertBuilder:
 
     def __str__(self) -> str:
         kept = schedules.token_layers(self.schedule) * self.layers / self.dense_layers
-        return f"{self.schedule}, which keeps {kept:.0%} of the token-layers, of short texts more"
+        rounded = ", more of short texts" if self.pruned else ""
+        return f"{self.schedule}, which keeps {kept:.0%} of the token-layers{rounded}"
 
     def build(
         self, method: str | list[str] | None, seed: int, state: State | None = None

@@ -54,7 +54,7 @@ def with_copies(
 
 
 def with_answers(task: Task, examples: Any, logits: Tensor, first: int) -> Any:
-    """The examples, those from `first` on, the copies, with the dense model's answers (N, C) for labels:
+    """The examples; from `first` on, where the copies begin, the labels are the dense model's answers (N, C):
     missing words may change what is true."""
     answers = torch.tensor(metrics.predictions_of(task, logits[first:]))
     labels = torch.cat([examples.labels[:first], answers.to(examples.labels.dtype)])
@@ -70,7 +70,6 @@ def score_examples(
     device: torch.device,
 ) -> dict[Any, Ragged]:
     """What `score` says of every batch (place → (B, T)), as place → one row of fp32 for each example."""
-
     by_length = batches.sorted_batches(examples.lengths, batch_size)
     found: dict[Any, list[Ragged]] = defaultdict(list)
     for rows in tqdm(by_length, desc="teacher", leave=None, disable=not PartialState().is_main_process):

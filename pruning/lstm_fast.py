@@ -5,7 +5,7 @@ It reads tables of words: what each adds to the LSTM's gates (`recurrence`), to 
 one of three ways, whichever is fastest (`takes_steps`):
 
     steps, tables       on a CPU, many sentences or few words: a step is one product (`Recurrence.maximum`)
-    steps, embeddings   the same, where tables would be too large, or there are too few words to pay for them
+    steps, embeddings   few words, where tables would be too large, or do not pay
     PyTorch's LSTM      all else, a GPU too; packed or padded (`PrunedLstmClassifier.encode`)
 
 Shapes: B examples, T words of the longest, T' words that stay, H units of the LSTM.

@@ -9,6 +9,7 @@ Two sentences, "[CLS] a film [SEP]" and "[CLS] dull [SEP]", of which half go (- 
     batch     C a f S / C d S -    (2, 4)
     Layout    C a f S C d S        where they lie flat, in slots 0 to 6: no padding, rows start at 0 and 4
     Step      2 and 2 stay         made before scores are known: the layout of what stays
+    ranks     0 1 4 5 / 2 3 6 7    `destination`: each row's best two go first, the others behind; 7: none
     Trail     C f C S              what stayed (`tokens`), by its slots at the start: 0 2 4 6
     queries   0 2 4 6              of readable tokens: all seven states stay, these are updated
 
@@ -108,7 +109,8 @@ class Layout:
         return table
 
     def arrays(self, varlen: bool) -> dict[str, np.ndarray]:
-        """What the attention needs, as `Unpadding` has it. varlen: whether one call serves all lengths."""
+        """What the attention needs; with varlen, where one call serves all lengths, `ends` of all tokens, and
+        of one of each row."""
         found = {"first": self.first}
         if self.padded and not self.real.all():
             found["mask"] = np.where(self.real, np.float32(0), np.float32(-np.inf))[:, None, None]
@@ -196,7 +198,7 @@ class Step:
 
 @dataclass(frozen=True)
 class LayoutOptions:
-    """How tokens may lie.
+    """How tokens may lie, by `layers.layout_options`.
 
     Attributes:
         device: of the batch.

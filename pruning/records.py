@@ -246,8 +246,8 @@ LEGEND = (
     "Metrics × 100 on the dev set; ± is the standard deviation over seeds. "
     "Token-layers: real tokens processed, summed over the layers (LSTM: words), against dense. "
     "Speed-up: against stock dense, length-sorted and padded per batch (the fair baseline; LSTM: or packed, "
-    "the faster of the two); beside it against stock dense padded to 128. The dense rows: as run here. "
-    "Timed on a part of the dev set (timing_examples). "
+    "the faster of the two); beside it against stock dense padded to 128. Dense rows: this repository's "
+    "model. Timed on a part of the dev set (timing_examples). "
     "A teacher is an upper bound, not a speed-up: it looks at what deployment does not have."
 )
 

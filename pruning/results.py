@@ -89,9 +89,9 @@ def time_beside_dense(
     the training's precision. evaluations: of the model in fp32, to compare with `in_half_precision`.
 
     Returns:
-        As `timing.measure`, of length-sorted batches, and their batch_size (as much as fits), and latency_ms
-        (of one example alone, median); of the model itself `in_half_precision`, where weights are in bf16 or
-        fp16. None for an upper bound.
+        As `timing.measure`, of length-sorted batches, and their batch_size (halved until it fits), and
+        latency_ms (of one example alone, median); of the model itself `in_half_precision`, where weights are
+        in bf16 or fp16. None for an upper bound.
     """
     if experiment.is_upper_bound(trained.method):
         return None
@@ -123,7 +123,7 @@ def time_beside_dense(
     singles = measured(timing_subset(examples, SINGLES), batch_size=1)
     rows = {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
     if dtype != torch.float32:
-        *_, own = timed  # the pruned model, or the dense one
+        own = "pruned" if "pruned" in timed else "dense, ours"
         rows[own] |= in_half_precision(experiment, timed[own], evaluations["dev"].kept)
     return rows
 

@@ -165,8 +165,9 @@ class SavedModel:
         """(N, C) fp32, and the words of each example as in `Answer`, which take longer than the model where
         there are many."""
         device = next(self.model.parameters()).device
+        size = min(BATCH, len(examples))
         logits, kept = predict(
-            self.model, Inputs(examples), batch_size=BATCH, device=device, with_kept=with_words
+            self.model, Inputs(examples), batch_size=size, device=device, with_kept=with_words
         )
         words = [
             self.sentences(self.vocabulary, examples, row, kept) if with_words else []

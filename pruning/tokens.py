@@ -250,7 +250,8 @@ class FlatTokens:
     def keep(
         self, scores: Tensor | None, lengths: list[int], fusion: TokenFusion | None = None
     ) -> "FlatTokens":
-        """As `Tokens.keep`, by scores (N,), or (R, W) on the grid; the first token always stays."""
+        """As `Tokens.keep`, by scores (N,), or (R, W) on the grid; the first token always stays. scores: None
+        where it alone stays."""
         whole, layout = self.trail.whole, self.trail.layout
         step, ahead = (self.ahead[0], self.ahead[1:]) if self.ahead else (None, [])
         if step is None or step.layout.lengths.tolist() != lengths:  # by a threshold, which no plan knows

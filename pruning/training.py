@@ -192,7 +192,7 @@ def training_step(
             losses = [add_gradients(model, data, part, arguments, accelerator, weight) for part in parts]
             break
         except RuntimeError as error:
-            memory.cut(error, len(own))
+            memory.cut(error, len(own))  # raises it if it is another one, or nothing is left to cut
     accelerator.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return torch.stack(losses).sum() / len(own)
@@ -241,8 +241,8 @@ def state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 def predict(
     model: nn.Module, data: Inputs, *, batch_size: int, device: torch.device, with_kept: bool = True
 ) -> Predictions:
-    """The model's answers to all examples, in fp32: in evaluation mode, in length-sorted batches, without a
-    look at labels. with_kept: whether to look up which tokens were kept."""
+    """The model's answers to all examples, in fp32: in evaluation mode, in length-sorted batches (smaller
+    where memory runs out), without a look at labels. with_kept: whether to look up which tokens were kept."""
     model.to(device).eval()
     by_length = batches.sorted_batches(data.examples.lengths, batch_size)
     logits: list[Tensor] = []
