@@ -16,7 +16,7 @@ from pruning.batches import Examples, Ragged
 from pruning.caches import TaskData
 from pruning.devices import say
 from pruning.errors import UserError
-from pruning.records import DENSE
+from pruning.records import DENSE, OURS
 from pruning.settings import BertSettings
 from pruning.tasks import Rows, Task
 from pruning.teachers import BERT_TEACHERS, Place
@@ -139,7 +139,7 @@ class BertBuilder:
     def dense_variants(self, dense: nn.Module) -> dict[str, nn.Module]:
         """What a pruned model is timed beside: variant → model."""
         stock = stock_copy(dense)
-        return {"dense, padded to 128": stock, "dense, stock": stock, "dense, ours": dense}
+        return {"dense, padded to 128": stock, "dense, stock": stock, OURS: dense}
 
     def weight_bytes(self, method: str | list[str]) -> int:
         """What the weights of a model take."""

@@ -21,6 +21,7 @@ from pruning import methods
 from pruning.batches import Examples, LstmExamples, Ragged
 from pruning.caches import TaskData
 from pruning.lstm_model import PrunedLstmClassifier
+from pruning.records import OURS
 from pruning.settings import LstmSettings
 from pruning.tasks import Rows
 from pruning.teachers import LSTM_TEACHERS, Place
@@ -79,7 +80,7 @@ class LstmBuilder:
         plain, packed = copy.deepcopy(dense), copy.deepcopy(dense)
         plain.fast, packed.packed = False, True  # type: ignore[assignment]
         by_name = dict.fromkeys(("dense, padded to 128", "dense, stock"), plain)
-        return by_name | {"dense, packed": packed, "dense, ours": dense}
+        return by_name | {"dense, packed": packed, OURS: dense}
 
     def weight_bytes(self, _method: Any) -> int:
         """What the weights of a model take."""

@@ -35,6 +35,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "scikit-learn",
 DENSE = "dense"
 BAG_OF_WORDS = "bag of words"
 FAIR = ("dense, stock", "dense, packed")  # variants of a timing that speed-ups are against
+OURS, PRUNED = "dense, ours", "pruned"  # and those that are this repository's
 LONGEST_SLUG = 29  # so that no path of a record reaches 80 characters
 
 
@@ -230,11 +231,16 @@ def _speeds(group: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Examples per second, and the factors against the fair and against the padded baseline: of the pruned
     model, or of the dense one as this repository runs it."""
     timings = [r["timings"] for r in group if r["timings"]]
-    own = [timing.get("pruned") or timing["dense, ours"] for timing in timings]
+    own = [timing[own_variant(timing)] for timing in timings]
     fair = [row["speedup"] for row in own]
     padded = [x / timing["dense, padded to 128"]["speedup"] for x, timing in zip(fair, timings, strict=True)]
     speeds = [row["examples_per_second"] for row in own]
     return {"examples/s": speeds, "speed-up": fair, "(vs padded)": padded}
+
+
+def own_variant(timing: Collection[str]) -> str:
+    """Of the variants that are timed the run's own model: the pruned one, or the dense one."""
+    return PRUNED if PRUNED in timing else OURS
 
 
 def summary_rows(all_records: list[dict[str, Any]]) -> list[list[str]]:

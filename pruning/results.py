@@ -98,7 +98,7 @@ def time_beside_dense(
     settings, device = experiment.settings, experiment.accelerator.device
     models = experiment.builder.dense_variants(experiment.dense())
     if trained.method != DENSE:
-        models["pruned"] = trained.model
+        models[records.PRUNED] = trained.model
     fair = [name for name in records.FAIR if name in models]
     dtype = devices.weights_type(experiment.accelerator)
     # two variants share one stock model, which is converted once
@@ -115,15 +115,15 @@ def time_beside_dense(
             inputs = batches.on_device(some, groups, device, width if "padded" in name else None)
             run = partial(timing.pass_over, model, inputs)
             variants[name] = Variant(run, len(some), flops.of(model, inputs))
-        common: Any = {"device": device, "passes": settings.timing_passes}
-        rows = timing.measure(variants, fair=fair, dense="dense, ours", **common)
+        passes = settings.timing_passes
+        rows = timing.measure(variants, fair=fair, dense=records.OURS, device=device, passes=passes)
         return {name: row | {"batch_size": batch_size} for name, row in rows.items()}
 
     rows = measured(examples, batch_size=settings.evaluation_batch_size)
     singles = measured(timing_subset(examples, SINGLES), batch_size=1)
     rows = {name: row | {"latency_ms": singles[name]["ms"]} for name, row in rows.items()}
     if dtype != torch.float32:
-        own = "pruned" if "pruned" in timed else "dense, ours"
+        own = records.own_variant(timed)
         rows[own] |= in_half_precision(experiment, timed[own], evaluations["dev"].kept)
     return rows
 

@@ -27,6 +27,7 @@ from pruning.batches import Examples
 from pruning.caches import whole_folder
 from pruning.devices import say
 from pruning.errors import UserError
+from pruning.records import PRUNED
 from pruning.tasks import TASKS, Rows
 from pruning.training import Inputs, predict
 
@@ -80,7 +81,7 @@ def check_room(folder: Path, sizes: Sequence[int]) -> None:
 def card(record: dict[str, Any]) -> ModelCard:
     """The model card of a run: front matter with a `model-index`, and how the model is used."""
     name = f"{record['task']}, {record['method']}"
-    fast = (record["timings"] or {}).get("pruned", {}).get("speedup")
+    fast = (record["timings"] or {}).get(PRUNED, {}).get("speedup")
     results = []
     for split, part in record["splits"].items():
         shown = part["metrics"] | {"token_layers_kept": part["token_layers_kept"], "speedup": fast}
